@@ -1,0 +1,137 @@
+"""Checkpoints of a run, by orbax: parameters, optimiser, and a JSON record of progress (steps, data iterator, seed, config).
+
+In: a `TrainState` and the progress at a step boundary. Out: the same, bit for bit, onto any mesh. A checkpoint appears under
+`RUN/checkpoints/STEP` only when it is complete; a save that was killed leaves nothing that restores.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from jaxrl_ml.config import CheckpointConfig
+from jaxrl_ml.types import Params, TrainState, UserError
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every phase of every save at warning level
+
+
+class Checkpoints:
+    """The checkpoints of one run folder; saves run in the background until `wait` or `close`."""
+
+    def __init__(self, run_dir: Path, config: CheckpointConfig, read_only: bool = False) -> None:
+        self.folder = Path(run_dir).absolute() / "checkpoints"
+        kept: list[Any] = [policies.LatestN(n=config.keep)]
+        if config.best_metric is not None:
+            name = config.best_metric
+            best = policies.BestN(get_metric_fn=lambda metrics: metrics[name], n=1, keep_checkpoints_without_metrics=False)
+            kept.append(best)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(kept),
+            create=not read_only,
+            read_only=read_only,
+            cleanup_tmp_directories=not read_only,
+        )
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._best_metric = config.best_metric
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def steps(self) -> list[int]:
+        """The steps that have a complete checkpoint, in order."""
+        return sorted(self._manager.all_steps())
+
+    def best(self) -> int | None:
+        """The step whose evaluation metric is best; the latest where nothing is ranked."""
+        ranked = {}
+        if self._best_metric is not None:
+            for step in self.steps():
+                metrics = self._manager.metrics(step) or {}
+                if self._best_metric in metrics:
+                    ranked[step] = metrics[self._best_metric]
+        return max(ranked, key=ranked.__getitem__) if ranked else max(self.steps(), default=None)
+
+    def save(self, step: int, state: TrainState, progress: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
+        """Saves a step in the background; the arrays are copied before it returns, so they may be donated."""
+        items = {
+            "params": ocp.args.StandardSave(state.params),
+            "optimizer": ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
+            "progress": ocp.args.JsonSave(dict(progress)),
+        }
+        ranked = dict(metrics) if metrics and self._best_metric in metrics else None
+        self._manager.save(step, args=ocp.args.Composite(**items), metrics=ranked)
+
+    def save_params(self, step: int, params: Params) -> None:
+        """Saves parameters alone: a model to start from, not a run to go on with."""
+        self._manager.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
+        self.wait()
+
+    def restore(self, step: int, shapes: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """The state and progress of a step, onto the shardings of `shapes` (ShapeDtypeStructs).
+
+        Raises UserError where the checkpoint is damaged, of another shape, or holds parameters alone.
+        """
+        optimizer = {"step": shapes.step, "opt_state": shapes.opt_state}
+        restored = self._restore(
+            step,
+            params=ocp.args.StandardRestore(shapes.params),
+            optimizer=ocp.args.StandardRestore(optimizer),
+            progress=ocp.args.JsonRestore(),
+        )
+        opt = restored["optimizer"]
+        return TrainState(opt["step"], restored["params"], opt["opt_state"]), restored["progress"]
+
+    def restore_params(self, step: int | None, shapes: Params) -> Params:
+        """The parameters of a step (None: the best, or else the latest), onto the shardings of `shapes`."""
+        step = self.best() if step is None else step
+        if step not in self.steps():
+            raise UserError(f"{self.folder.parent} has no checkpoint {step}; it has {self.steps() or 'none'}")
+        return self._restore(step, params=ocp.args.StandardRestore(shapes))["params"]
+
+    def progress(self, step: int) -> dict[str, Any]:
+        return self._restore(step, progress=ocp.args.JsonRestore())["progress"]
+
+    def _restore(self, step: int, **items: Any) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:  # orbax and tensorstore raise whatever their layers raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            others = [s for s in self.steps() if s != step]
+            remedy = f"delete that folder to fall back to step {others[-1]}" if others else "start again in another run_dir"
+            raise UserError(f"checkpoint {self.folder / str(step)} cannot be restored ({reason}); {remedy}") from error
+
+    def wait(self) -> None:
+        """Returns when every save is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def save_reference(folder: Path, params: Params) -> None:
+    """Keeps a KL reference beside the checkpoints; it appears only when complete."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(Path(folder).absolute(), params, force=True)
+
+
+def load_reference(folder: Path, shapes: Params) -> Params:
+    """The reference parameters kept in `folder`. Raises UserError where there are none."""
+    if not Path(folder).is_dir():
+        raise UserError(f"the KL reference {folder} is missing; restore it, or start again in another run_dir")
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(Path(folder).absolute(), shapes)
+
+
+def shapes_of(params: Params) -> Params:
+    """ShapeDtypeStructs of arrays, shardings included."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)

@@ -1,0 +1,124 @@
+"""Token log-probabilities without a B×T×V array, per-token policy losses, KL estimators, and the one aggregation.
+
+Everything is [B, C] and un-reduced until `aggregation_weights`, whose denominators are those of the whole update: neither
+microbatches nor hosts change the loss.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl_ml.config import LossConfig
+
+MAX_LOG_RATIO = 20.0  # exp of more is meaningless and would overflow sums
+
+
+def token_logprobs(
+    hidden: jax.Array, head: jax.Array, targets: jax.Array, temperature: jax.Array, chunk_tokens: int, constrain: Any
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probabilities and entropies, in nats, of the distribution softmax(hidden @ head / temperature), in float32.
+
+    hidden [B, C, D], head [D, V], targets int32 [B, C]; returns two f32 [B, C]. Logits exist for about `chunk_tokens` tokens
+    at a time, forwards and backwards (they are computed again for the gradient).
+    """
+    B, C, D = hidden.shape
+    width = max(1, min(C, chunk_tokens // B))
+    chunks = -(-C // width)
+    padding = chunks * width - C
+    # Chunks are cut along C: the rows stay where the mesh has them.
+    hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0))).reshape(B, chunks, width, D).swapaxes(0, 1)
+    targets = jnp.pad(targets, ((0, 0), (0, padding))).reshape(B, chunks, width).swapaxes(0, 1)
+
+    def chunk(carry, slices):
+        h, t = slices
+        logits = jnp.einsum("bcd,dv->bcv", h, head, preferred_element_type=jnp.float32) / temperature
+        logits = constrain(logits, ("rows", None, "vocab"))
+        top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
+        shifted = logits - top
+        weights = jnp.exp(shifted)
+        total = weights.sum(-1)
+        log_total = jnp.log(total)
+        chosen = jnp.take_along_axis(shifted, t[..., None], axis=-1)[..., 0]
+        entropy = log_total - (weights * shifted).sum(-1) / total
+        return carry, (chosen - log_total, entropy)
+
+    _, (logprobs, entropy) = jax.lax.scan(jax.checkpoint(chunk, prevent_cse=False), None, (hidden, targets))
+    return tuple(x.swapaxes(0, 1).reshape(B, chunks * width)[:, :C] for x in (logprobs, entropy))
+
+
+def aggregation_weights(mask: jax.Array, kind: str, max_width: int) -> jax.Array:
+    """Weights f32 [B, C] under which sum(weights · loss) is the aggregate over the tokens of `mask` bool [B, C].
+
+    - token: mean over all tokens (DAPO, arXiv 2503.14476).
+    - sequence: mean over rows of the rows' means (GRPO, arXiv 2402.03300, eq. 3); rows without tokens do not count.
+    - constant: sum over tokens / (rows · max_width), so that no length is favoured (Dr. GRPO, arXiv 2503.20783).
+    """
+    mask = mask.astype(jnp.float32)
+    match kind:
+        case "token":
+            return mask / jnp.maximum(mask.sum(), 1.0)
+        case "sequence":
+            lengths = mask.sum(1, keepdims=True)
+            return mask / jnp.maximum(lengths, 1.0) / jnp.maximum((lengths > 0).sum(), 1)
+        case "constant":
+            rows = jnp.maximum((mask.sum(1) > 0).sum(), 1)
+            return mask / (rows * max_width)
+    raise ValueError(f"unknown aggregation {kind!r}")
+
+
+def policy_loss(
+    logprobs: jax.Array, old_logprobs: jax.Array, advantages: jax.Array, mask: jax.Array, config: LossConfig
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Per-token policy loss f32 [B, C] and per-token statistics, from the policy's log-probs and those it sampled with.
+
+    With r = exp(logprobs − old_logprobs), or for ratio=sequence the row's r = exp(mean over its tokens of the difference)
+    (GSPO, arXiv 2507.18071, eq. 7), and A the advantage:
+
+    - clip: −min(r·A, clip(r, 1 − low, 1 + high)·A) (PPO; separate bounds as DAPO); where A < 0 and dual_clip = c, at most
+      −c·A (Ye et al., arXiv 1912.09729, eq. 5).
+    - cispo: −stop_gradient(clip(r, 1 − low, 1 + high))·A·logprobs (MiniMax-M1, arXiv 2506.13585, eq. 4).
+    """
+    log_ratio = jnp.where(mask, logprobs - old_logprobs, 0.0)
+    if config.ratio == "sequence":
+        lengths = jnp.maximum(mask.sum(1, keepdims=True), 1)
+        log_ratio = jnp.broadcast_to(log_ratio.sum(1, keepdims=True) / lengths, mask.shape)
+    ratio = jnp.exp(jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO))
+    clipped = jnp.clip(ratio, 1 - config.clip_low, 1 + config.clip_high)
+    if config.objective == "cispo":
+        loss = -jax.lax.stop_gradient(clipped) * advantages * logprobs
+        bound = ratio != clipped
+    else:
+        loss = -jnp.minimum(ratio * advantages, clipped * advantages)
+        bound = ratio * advantages > clipped * advantages
+        if config.dual_clip is not None:
+            loss = jnp.where(advantages < 0, jnp.minimum(loss, -config.dual_clip * advantages), loss)
+    return loss, {"policy/ratio": ratio, "policy/clip_fraction": bound.astype(jnp.float32)}
+
+
+def kl_estimate(logprobs: jax.Array, ref_logprobs: jax.Array, kind: str) -> jax.Array:
+    """Per-token estimate f32 [B, C] of KL(policy‖reference) on the policy's own samples (Schulman 2020, "Approximating KL").
+
+    With d = ref_logprobs − logprobs: k1 = −d, k2 = d²/2, k3 = exp(d) − d − 1; |d| is cut at 20. As an on-policy loss k1 has no
+    gradient in expectation, k2 has that of KL(policy‖reference), k3 that of KL(reference‖policy).
+    """
+    d = jnp.clip(ref_logprobs - logprobs, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+    match kind:
+        case "k1":
+            return -d
+        case "k2":
+            return d * d / 2
+        case "k3":
+            return jnp.expm1(d) - d
+    raise ValueError(f"unknown kl {kind!r}")
+
+
+def importance_weights(old_logprobs: jax.Array, sampler_logprobs: jax.Array, cap: float) -> jax.Array:
+    """Truncated importance weights f32 [B, C]: min(exp(trainer's old log-prob − sampler's), cap), without gradient.
+
+    They correct for a sampler whose arithmetic differs from the trainer's (Yao et al. 2025, "truncated importance sampling").
+    """
+    difference = jnp.clip(old_logprobs - sampler_logprobs, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return jax.lax.stop_gradient(jnp.minimum(jnp.exp(difference), cap))

@@ -1,0 +1,74 @@
+"""A model to start from: a Hugging Face folder or a folder of one of our runs, read the same way.
+
+A run folder holds `model.json` (its ModelConfig), `tokenizer/` and `checkpoints/STEP/`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxrl_ml.config import CheckpointConfig, ModelConfig, RopeScaling, load_run
+from jaxrl_ml.models import hf
+from jaxrl_ml.models.transformer import Transformer
+from jaxrl_ml.tokenizer import Tokenizer
+from jaxrl_ml.types import Params, UserError
+
+
+def is_run(path: Path) -> bool:
+    return (Path(path) / "model.json").is_file()
+
+
+def _require_model(path: Path) -> Path:
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"no folder {path}: give a Hugging Face model folder or a run folder")
+    if not is_run(path) and not (path / "config.json").is_file():
+        raise UserError(f"{path} is neither a Hugging Face model folder (no config.json) nor a run folder (no model.json)")
+    return path
+
+
+def read_model_config(path: str | Path) -> ModelConfig:
+    """The model's shape. Raises UserError where the folder is neither kind or the architecture is not supported."""
+    path = _require_model(Path(path))
+    if not is_run(path):
+        return hf.read_config(path)
+    try:
+        values = json.loads((path / "model.json").read_text())
+        scaling = values.pop("rope_scaling")
+        return ModelConfig(**values, rope_scaling=None if scaling is None else RopeScaling(**scaling))
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path / 'model.json'} cannot be read ({error}); restore it or start again") from error
+
+
+def write_model_config(run_dir: Path, config: ModelConfig) -> None:
+    """Writes `model.json`, atomically."""
+    temporary = run_dir / "model.json.tmp"
+    temporary.write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
+    temporary.replace(run_dir / "model.json")
+
+
+def read_tokenizer(path: str | Path) -> Tokenizer:
+    path = _require_model(Path(path))
+    return Tokenizer.from_folder(path / "tokenizer" if is_run(path) else path)
+
+
+def load_params(path: str | Path, model: Transformer, shardings: Any, step: int | None = None) -> Params:
+    """The weights, float32, onto `shardings`; of a run: those of checkpoint `step` (None: the best, or else the latest)."""
+    path = _require_model(Path(path))
+    if not is_run(path):
+        return hf.load_params(path, model, shardings)
+    from jaxrl_ml.checkpoint import Checkpoints
+
+    shapes = jax.tree.map(
+        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
+        jax.eval_shape(model.init, jax.random.key(0)),
+        shardings,
+    )
+    config = load_run(path).checkpoint if (path / "config.py").is_file() else CheckpointConfig()
+    with Checkpoints(path, config, read_only=True) as checkpoints:
+        return checkpoints.restore_params(step, shapes)

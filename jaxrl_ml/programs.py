@@ -1,0 +1,139 @@
+"""The compiled programs, side by side: the only file with jax.jit.
+
+    init     key → params                          random weights, sharded for training
+    moments  params → opt_state                    the optimiser's start
+    gather   params → weights                      sampling layout and dtype, layers unstacked; once a step
+    sample   weights, prompts → Rollout            prefill and decode in one program
+    begin, decode                                  the same in pieces, to stream tokens as they come
+    score    params, rollout → log-probs           for old and reference policies
+    update   TrainState, Batch → TrainState        GRPO, donated
+    fit      TrainState, Packed → TrainState       SFT, donated
+
+Shapes are static and few (widths are bucketed by the host); settings and step numbers are data: a steady-state step compiles
+nothing. Each is lowered for one mesh, with the outputs' shardings pinned.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxrl_ml import sampler, update
+from jaxrl_ml.config import ComputeConfig, GRPOStage, ModelConfig, SFTStage
+from jaxrl_ml.models.transformer import Transformer, unstack
+from jaxrl_ml.sharding import SAMPLING, TRAINING, Layout
+from jaxrl_ml.types import Params, Prompts, Rollout, TrainState
+
+
+def resolve_dtype(name: str) -> Any:
+    """The compute dtype: auto is bfloat16 on accelerators and float32 on CPU, where bfloat16 is emulated."""
+    if name == "auto":
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return jnp.dtype(name)
+
+
+class Programs:
+    """The programs of one model on one mesh."""
+
+    def __init__(self, config: ModelConfig, compute: ComputeConfig, mesh: jax.sharding.Mesh) -> None:
+        self.layout = Layout(mesh, TRAINING)
+        self.compute = compute
+        dtype = resolve_dtype(compute.dtype)
+        sampling = Layout(mesh, SAMPLING)
+        self.model = Transformer(config, dtype, compute.remat, self.layout.constrain)
+        self.sampling_model = Transformer(config, dtype, "none", sampling.constrain)
+        self.param_shapes = jax.eval_shape(self.model.init, jax.random.key(0))
+        self.param_shardings = self.layout.tree(self.model.axes(), self.param_shapes)
+        weights = jax.eval_shape(self._to_sampling, self.param_shapes)
+        axes = self.model.axes()
+        layer_axes = jax.tree.map(lambda names: names[1:], axes["layers"], is_leaf=lambda leaf: isinstance(leaf, tuple))
+        weight_shardings = sampling.tree({**axes, "layers": (layer_axes,) * config.num_layers}, weights)
+
+        self.init = jax.jit(self.model.init, out_shardings=self.param_shardings)
+        self.gather = jax.jit(self._to_sampling, out_shardings=weight_shardings)
+        rows = self.layout.rows
+        rollout = Rollout(Prompts(rows(2), rows(2), rows(1)), rows(2), rows(1), rows(2), rows(2), rows(1))
+        self._sample = jax.jit(self._sample_all, static_argnums=(5, 6, 7), out_shardings=rollout)
+        self.begin = jax.jit(partial(sampler.begin, self.sampling_model), static_argnums=(4, 5))
+        self.decode = jax.jit(partial(sampler.decode, self.sampling_model), static_argnums=(4,), donate_argnums=(1,))
+
+    def _to_sampling(self, params: Params) -> Params:
+        def cast(path: tuple, leaf: jax.Array) -> jax.Array:
+            return leaf if path[-1].key == "scale" else leaf.astype(self.model.dtype)
+
+        weights = jax.tree_util.tree_map_with_path(cast, params)
+        return {**weights, "layers": unstack(weights["layers"], self.model.config.num_layers)}
+
+    def _sample_all(self, weights, prompts, seed_words, stop_table, settings, truncates, G, C) -> Rollout:
+        state = sampler.begin(self.sampling_model, weights, prompts, seed_words, stop_table, G, C)
+        state = sampler.decode(self.sampling_model, weights, state, stop_table, settings, truncates, C)
+        return sampler.finish(prompts, state, stop_table)
+
+    def sample(
+        self, weights: Params, prompts: Prompts, seed_words: Any, stop_table: Any, settings: sampler.Settings, **static: Any
+    ) -> Rollout:
+        """Samples `group_size` completions of at most `width` tokens a prompt; `truncates`: top-k, top-p or min-p are on.
+
+        seed_words uint32 [4] is (seed, purpose, step, attempt); all arrays on the device.
+        """
+        order = (static["truncates"], static["group_size"], static["width"])
+        return self._sample(weights, prompts, seed_words, stop_table, settings, *order)
+
+    def state_shardings(self, optimizer: optax.GradientTransformation) -> TrainState:
+        """Where a TrainState lives: moments lie where their parameters do."""
+        opt_shapes = jax.eval_shape(optimizer.init, self.param_shapes)
+        opt_state = optax.tree_utils.tree_map_params(
+            optimizer,
+            lambda _, sharding: sharding,
+            opt_shapes,
+            self.param_shardings,
+            transform_non_params=lambda _: self.layout.replicated,
+        )
+        return TrainState(self.layout.replicated, self.param_shardings, opt_state)
+
+    def state_shapes(self, optimizer: optax.GradientTransformation) -> TrainState:
+        """The abstract TrainState, shardings included: what a checkpoint is restored into."""
+        shapes = TrainState(
+            jax.ShapeDtypeStruct((), jnp.int32), self.param_shapes, jax.eval_shape(optimizer.init, self.param_shapes)
+        )
+        return jax.tree.map(
+            lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
+            shapes,
+            self.state_shardings(optimizer),
+        )
+
+    def moments(self, optimizer: optax.GradientTransformation, params: Params) -> Any:
+        """The optimiser's initial state for `params`."""
+        return jax.jit(optimizer.init, out_shardings=self.state_shardings(optimizer).opt_state)(params)
+
+    def score(self, stage: GRPOStage) -> Any:
+        """(params, rollout, temperature) → log-probs f32 [B, C]."""
+        parts = stage.num_minibatches * stage.num_microbatches
+        return jax.jit(
+            partial(update.score, self.model, parts, self.compute.logprob_chunk_tokens), out_shardings=self.layout.rows(2)
+        )
+
+    def update(self, stage: GRPOStage, optimizer: optax.GradientTransformation) -> Any:
+        """(state, batch, minibatch, temperature) → (state, metrics); the state is donated."""
+        bound = partial(
+            update.grpo_update,
+            self.model,
+            optimizer,
+            stage.loss,
+            stage.num_minibatches,
+            stage.num_microbatches,
+            stage.sampling.max_completion_tokens,
+            self.compute.logprob_chunk_tokens,
+        )
+        return jax.jit(bound, donate_argnums=(0,), out_shardings=(self.state_shardings(optimizer), self.layout.replicated))
+
+    def fit(self, stage: SFTStage, optimizer: optax.GradientTransformation) -> Any:
+        """(state, packed batch) → (state, metrics); the state is donated."""
+        bound = partial(
+            update.sft_update, self.model, optimizer, stage.num_microbatches, self.compute.logprob_chunk_tokens
+        )
+        return jax.jit(bound, donate_argnums=(0,), out_shardings=(self.state_shardings(optimizer), self.layout.replicated))

@@ -1,0 +1,178 @@
+"""Rollouts: each prompt is prefilled once, its cache is shared by its group, and the group is decoded in a jitted loop.
+
+In: sampling weights (layers unstacked), `Prompts`, a draw (which noise), a stop table and the sampling settings as data. Out: a
+`Rollout`. The stop token is part of the completion: it is sampled, has a log-prob, and is in `action_mask`.
+
+Row b's noise at position t is folded from (seed, purpose, step, attempt, prompt index, sample, t): the same row draws the same
+noise whatever else is in the batch, however the step is split, and whatever the mesh.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl_ml.config import SamplingConfig
+from jaxrl_ml.models.attention import MASKED
+from jaxrl_ml.models.transformer import KVCache, PromptCache, Transformer
+from jaxrl_ml.types import Params, Prompts, Rollout
+
+
+class Settings(NamedTuple):
+    """The sampling settings that are data: changing one recompiles nothing."""
+
+    temperature: jax.Array  # f32 []; 0 is greedy
+    top_k: jax.Array  # int32 []; 0 is off
+    top_p: jax.Array  # f32 []
+    min_p: jax.Array  # f32 []
+
+
+class Decoding(NamedTuple):
+    """The state of a decoding group between tokens."""
+
+    position: jax.Array  # int32 []; tokens decoded so far
+    token: jax.Array  # int32 [B]; the last token of each row, not yet in its cache
+    stop_state: jax.Array  # int16 [B]; state of the stop automaton
+    own: KVCache  # tuples of [B, K, C, H]
+    prompt: PromptCache
+    prompt_lengths: jax.Array  # int32 [B]
+    keys: jax.Array  # [B] random keys
+    completions: jax.Array  # int32 [B, C]
+    logprobs: jax.Array  # f32 [B, C]
+    lengths: jax.Array  # int32 [B]
+
+
+def settings_of(config: SamplingConfig) -> Settings:
+    """The data part of a sampling config, on the host."""
+    import numpy as np
+
+    return Settings(
+        np.float32(config.temperature), np.int32(config.top_k), np.float32(config.top_p), np.float32(config.min_p)
+    )
+
+
+def prompt_positions(mask: jax.Array) -> jax.Array:
+    """Positions int32 [Q, P] of left-padded prompts: 0 at the first prompt token (and in the padding)."""
+    return jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0).astype(jnp.int32)
+
+
+def prefill_prompts(model: Transformer, params: Params, prompts: Prompts) -> PromptCache:
+    """The cache of all prompt tokens but the last, which is the first token that `extend` is fed."""
+    mask = prompts.mask[:, :-1]
+    _, kv = model.prefill(params, prompts.tokens[:, :-1], prompt_positions(mask), mask.astype(jnp.int32))
+    return PromptCache(kv, mask)
+
+
+def truncate(logits: jax.Array, settings: Settings) -> jax.Array:
+    """Sets the logits [B, V] outside top-k, then top-p, then min-p to −1e30, with Hugging Face's order and tie rules.
+
+    Nucleus sampling: arXiv 1904.09751; min-p: arXiv 2407.01082.
+    """
+    V = logits.shape[-1]
+    ordered = jnp.sort(logits, axis=-1, descending=True)
+    rank = jnp.arange(V)[None]
+    ordered = jnp.where(rank < jnp.where(settings.top_k > 0, settings.top_k, V), ordered, MASKED)
+    probs = jax.nn.softmax(ordered, axis=-1)
+    before = jnp.cumsum(probs, axis=-1) - probs
+    # A token is kept while the mass before it is short of top_p; the first one always is.
+    keep = (before < settings.top_p) & (probs >= settings.min_p * probs[:, :1]) & (ordered > MASKED)
+    cutoff = jnp.min(jnp.where(keep | (rank == 0), ordered, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(logits >= cutoff, logits, MASKED)
+
+
+def draw(logits: jax.Array, keys: jax.Array, settings: Settings, truncates: bool) -> tuple[jax.Array, jax.Array]:
+    """One token int32 [B] and its log-prob f32 [B] from logits f32 [B, V], under the settings; greedy rows have log-prob 0."""
+    greedy = settings.temperature == 0
+    scaled = logits / jnp.where(greedy, 1.0, settings.temperature)
+    if truncates:
+        scaled = truncate(scaled, settings)
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:]))(keys)
+    token = jnp.argmax(jnp.where(greedy, logits, scaled + noise), axis=-1)
+    chosen = jnp.take_along_axis(scaled, token[:, None], axis=-1)[:, 0]
+    logprob = chosen - jax.nn.logsumexp(scaled, axis=-1)
+    return token.astype(jnp.int32), jnp.where(greedy, 0.0, logprob)
+
+
+def begin(
+    model: Transformer, params: Params, prompts: Prompts, seed_words: jax.Array, stop_table: jax.Array, G: int, C: int
+) -> Decoding:
+    """Prefills the prompts and sets up the group's decoding.
+
+    seed_words: uint32 [4], (seed, purpose, step, attempt); stop_table: int16 [states, V] (`Tokenizer.stop_table`).
+    """
+    Q = prompts.tokens.shape[0]
+    B = Q * G
+    prompt = prefill_prompts(model, params, prompts)
+    key = jax.random.key(seed_words[0])
+    for word in range(1, 4):
+        key = jax.random.fold_in(key, seed_words[word])
+    by_prompt = jax.vmap(lambda i: jax.random.fold_in(key, i))(prompts.index)
+    keys = jax.vmap(lambda k: jax.vmap(lambda g: jax.random.fold_in(k, g))(jnp.arange(G)))(by_prompt).reshape(B)
+    c = model.config
+    buffer = jnp.zeros((B, c.num_kv_heads, C, c.head_dim), model.dtype)
+    buffer = model.constrain(buffer, ("rows", "kv_heads", None, None))
+    own = KVCache(*(tuple(buffer for _ in range(c.num_layers)) for _ in range(2)))
+    return Decoding(
+        position=jnp.zeros((), jnp.int32),
+        token=jnp.repeat(prompts.tokens[:, -1], G),
+        stop_state=jnp.zeros(B, stop_table.dtype),
+        own=own,
+        prompt=prompt,
+        prompt_lengths=jnp.repeat(prompts.mask.sum(1, dtype=jnp.int32), G),
+        keys=keys,
+        completions=jnp.zeros((B, C), jnp.int32),
+        logprobs=jnp.zeros((B, C), jnp.float32),
+        lengths=jnp.zeros(B, jnp.int32),
+    )
+
+
+def decode(
+    model: Transformer,
+    params: Params,
+    state: Decoding,
+    stop_table: jax.Array,
+    settings: Settings,
+    truncates: bool,
+    until: jax.Array | int,
+) -> Decoding:
+    """Decodes until every row has stopped or `until` tokens are there."""
+    stopped = stop_table.shape[0] - 1
+
+    def unfinished(state: Decoding) -> jax.Array:
+        return (state.position < until) & ~jnp.all(state.stop_state == stopped)
+
+    def step(state: Decoding) -> Decoding:
+        t = state.position
+        positions = (state.prompt_lengths - 1 + t)[:, None]
+        hidden, own = model.extend(params, state.token[:, None], positions, state.prompt, state.own, t)
+        logits = model.logits(params, hidden)[:, 0]
+        noise_keys = jax.vmap(lambda key: jax.random.fold_in(key, t))(state.keys)
+        token, logprob = draw(logits, noise_keys, settings, truncates)
+        active = state.stop_state != stopped
+        token, logprob = jnp.where(active, token, 0), jnp.where(active, logprob, 0.0)
+        return state._replace(
+            position=t + 1,
+            token=token,
+            stop_state=jnp.where(active, stop_table[state.stop_state, token], state.stop_state),
+            own=own,
+            completions=jax.lax.dynamic_update_slice(state.completions, token[:, None], (0, t)),
+            logprobs=jax.lax.dynamic_update_slice(state.logprobs, logprob[:, None], (0, t)),
+            lengths=state.lengths + active,
+        )
+
+    return jax.lax.while_loop(unfinished, step, state)
+
+
+def finish(prompts: Prompts, state: Decoding, stop_table: jax.Array) -> Rollout:
+    """The rollout of a decoded group."""
+    C = state.completions.shape[1]
+    return Rollout(
+        prompts=prompts,
+        completions=state.completions,
+        lengths=state.lengths,
+        action_mask=jnp.arange(C)[None] < state.lengths[:, None],
+        sampler_logprobs=state.logprobs,
+        truncated=state.stop_state != stop_table.shape[0] - 1,
+    )

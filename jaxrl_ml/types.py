@@ -1,0 +1,121 @@
+"""The vocabulary of the library: the few record types that the stages hand to each other.
+
+Letters (used as suffixes in the names of arrays, in this order):
+
+    Q  prompts in a step          G  samples of a prompt         B = Q·G  rows; row b belongs to prompt b // G
+    P  prompt width               C  completion width            S  length of a row's own cache
+    V  vocabulary                 D  model width                 F  MLP width
+    N  query heads                K  key/value heads             H  head dimension
+    L  layers                     M  microbatches
+
+Device records are named tuples, hence pytrees that need no import of jax: `--help` must not load it. Records nest and never
+restate a field of what they hold. Rows of a group are adjacent, so `x.reshape(Q, G, ...)` is always the group view. A prompt
+is stored once, `[Q, P]`, never once a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import jax
+    import numpy as np
+
+    Array = jax.Array | np.ndarray
+
+Params = Any  # a plain pytree of arrays: {"embed", "layers", "final_norm"[, "lm_head"]}, layers stacked on axis 0
+Message = dict[str, str]  # {"role": ..., "content": ...}, as chat templates take them
+
+
+class UserError(Exception):
+    """A mistake of the user's: its text is one line that names the offending value and the remedy."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One problem of a task, on the host.
+
+    `id` is unique within its task, `task` names the task in metrics, `fields` is what prompt formats and rewards read,
+    `answer` is the gold answer (None where the reward computes it), `language` is the prompt's, and `completion` is a
+    demonstration for SFT, if the task has one.
+    """
+
+    id: str
+    task: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    answer: Any = None
+    language: str = "en"
+    completion: str | None = None
+
+
+class Prompts(NamedTuple):
+    """Tokenised prompts of one step or chunk, left-padded."""
+
+    tokens: Array  # int32 [Q, P]; column P-1 is the last prompt token of every row
+    mask: Array  # bool [Q, P]; True on prompt tokens (never inferred from token ids: pad may equal EOS)
+    index: Array  # uint32 [Q]; the prompt's place in its step: with it, noise does not depend on the batch split
+
+
+class Rollout(NamedTuple):
+    """What the policy sampled for `prompts`, and what it thought of it."""
+
+    prompts: Prompts
+    completions: Array  # int32 [B, C]; right-padded
+    lengths: Array  # int32 [B]; sampled tokens, the stop token included
+    action_mask: Array  # bool [B, C]; True on every token the policy sampled, EOS included
+    sampler_logprobs: Array  # f32 [B, C]; of the distribution really sampled, zero outside action_mask
+    truncated: Array  # bool [B]; the row hit the token limit without a stop
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The verdict of a reward on B rows, on the host.
+
+    `correct` is the raw verdict that filters read, `parts` are the named terms that make up `rewards` (logged one by one),
+    `timeout` marks rows whose check was given up: not the same as wrong.
+    """
+
+    rewards: np.ndarray  # f32 [B]
+    correct: np.ndarray  # bool [B]
+    parts: Mapping[str, np.ndarray] = field(default_factory=dict)  # {name: f32 [B]}
+    timeout: np.ndarray | None = None  # bool [B]; None: no row timed out
+
+
+class Batch(NamedTuple):
+    """What one GRPO update learns from."""
+
+    rollout: Rollout
+    advantages: Array  # f32 [B, C]
+    loss_mask: Array  # bool [B, C]; action_mask less the rows that filters or overlong masking leave out
+    old_logprobs: Array | None = None  # f32 [B, C]; None: one update per rollout, the ratio's value is 1
+    ref_logprobs: Array | None = None  # f32 [B, C]; None: no KL term
+
+
+class Packed(NamedTuple):
+    """Demonstrations packed into rows of T tokens, for SFT. Column t of `targets` is the token after column t of `tokens`."""
+
+    tokens: Array  # int32 [N, T]
+    targets: Array  # int32 [N, T]
+    loss_mask: Array  # bool [N, T]; True where the target is a completion token, EOS included
+    segments: Array  # int32 [N, T]; 1, 2, … for the examples of a row, 0 for padding
+    positions: Array  # int32 [N, T]; from 0 in every segment
+
+
+class TrainState(NamedTuple):
+    """What training changes. No functions, no configuration, no random state inside."""
+
+    step: Array  # int32 []; updates applied in this stage, drives the learning-rate schedule
+    params: Params
+    opt_state: Any
+
+
+PromptFormat = Callable[[Example], "str | list[Message]"]
+"""Turns an example into a plain prompt, or into messages for the tokenizer's chat template."""
+
+Reward = Callable[[Sequence[str], Sequence[Example]], "Scores | np.ndarray"]
+"""Scores B completions against their B examples. A plain array r is read as Scores(rewards=r, correct=r >= 1)."""
+
+Task = Sequence[Example]
+"""Anything with `len(task)` and `task[i]`: a list, a dataset adapter, a generator that is deterministic by index."""

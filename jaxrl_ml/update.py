@@ -1,0 +1,185 @@
+"""What one update computes: log-probs of a rollout, the GRPO loss over microbatches, the SFT loss, the guarded optimiser step.
+
+In: a `TrainState` and a `Batch` (or `Packed`). Out: the next `TrainState` and metrics. Both losses run through the same
+`prefill` and `extend` as the sampler: a prompt is computed once per group, forwards and backwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxrl_ml.config import LossConfig
+from jaxrl_ml.losses import aggregation_weights, importance_weights, kl_estimate, policy_loss, token_logprobs
+from jaxrl_ml.models.transformer import Transformer
+from jaxrl_ml.sampler import prefill_prompts
+from jaxrl_ml.types import Batch, Packed, Params, Rollout, TrainState
+
+Metrics = dict[str, jax.Array]
+
+
+def rollout_logprobs(
+    model: Transformer, params: Params, rollout: Rollout, temperature: jax.Array, chunk_tokens: int
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probs and entropies f32 [B, C] of the completions at the sampling temperature, zero outside `action_mask`."""
+    prompts, completions = rollout.prompts, rollout.completions
+    B, C = completions.shape
+    G = B // prompts.tokens.shape[0]
+    first = jnp.repeat(prompts.tokens[:, -1:], G, axis=0)
+    inputs = jnp.concatenate([first, completions[:, :-1]], axis=1)
+    starts = jnp.repeat(prompts.mask.sum(1, dtype=jnp.int32) - 1, G)
+    positions = starts[:, None] + jnp.arange(C, dtype=jnp.int32)[None]
+    hidden, _ = model.extend(params, inputs, positions, prefill_prompts(model, params, prompts))
+    head = model.head(params).astype(model.dtype)
+    logprobs, entropy = token_logprobs(hidden, head, completions, temperature, chunk_tokens, model.constrain)
+    mask = rollout.action_mask
+    return jnp.where(mask, logprobs, 0.0), jnp.where(mask, entropy, 0.0)
+
+
+def score(
+    model: Transformer, num_microbatches: int, chunk_tokens: int, params: Params, rollout: Rollout, temperature: jax.Array
+) -> jax.Array:
+    """Log-probs f32 [B, C] of a rollout under `params`, one microbatch after the other."""
+    Q = rollout.prompts.tokens.shape[0]
+
+    def one(microbatch: Rollout) -> jax.Array:
+        return rollout_logprobs(model, params, microbatch, temperature, chunk_tokens)[0]
+
+    return merge_prompts(jax.lax.map(one, split_prompts(rollout, Q, num_microbatches)), Q)
+
+
+def grpo_loss(
+    model: Transformer, config: LossConfig, chunk_tokens: int, params: Params, batch: Batch, weights: jax.Array, temperature
+) -> tuple[jax.Array, Metrics]:
+    """The weighted sum of per-token losses of a (micro)batch, and the weighted sums of its per-token statistics."""
+    logprobs, entropy = rollout_logprobs(model, params, batch.rollout, temperature, chunk_tokens)
+    old = jax.lax.stop_gradient(logprobs) if batch.old_logprobs is None else batch.old_logprobs
+    loss, stats = policy_loss(logprobs, old, batch.advantages, batch.loss_mask, config)
+    sampler = batch.rollout.sampler_logprobs
+    if config.importance_cap is not None:
+        loss = loss * importance_weights(old, sampler, config.importance_cap)
+    if config.kl != "none":
+        kl = kl_estimate(logprobs, batch.ref_logprobs, config.kl)
+        loss = loss + config.kl_coef * kl
+        stats["policy/kl"] = kl
+    if config.entropy_coef:
+        loss = loss - config.entropy_coef * entropy
+    stats |= {"policy/entropy": entropy, "policy/sampler_gap": jnp.abs(old - sampler)}
+    mask = batch.loss_mask.astype(jnp.float32)
+    sums = {name: (value * mask).sum() for name, value in jax.lax.stop_gradient(stats).items()}
+    return (loss * weights).sum(), sums
+
+
+def split_prompts(tree: Any, num_prompts: int, parts: int) -> Any:
+    """Splits every leaf [Q·n, …] into [parts, Q/parts·n, …] over prompts, never through a group.
+
+    Part m takes prompts m, m + parts, …: each part has prompts of every shard of the mesh.
+    """
+
+    def split(leaf: jax.Array) -> jax.Array:
+        rows = leaf.shape[0] // num_prompts
+        strided = leaf.reshape(num_prompts // parts, parts, rows, *leaf.shape[1:])
+        return jnp.moveaxis(strided, 1, 0).reshape(parts, num_prompts // parts * rows, *leaf.shape[1:])
+
+    return jax.tree.map(split, tree)
+
+
+def merge_prompts(leaf: jax.Array, num_prompts: int) -> jax.Array:
+    """The inverse of `split_prompts` for one leaf [parts, Q/parts·n, …]."""
+    parts = leaf.shape[0]
+    grouped = leaf.reshape(parts, num_prompts // parts, -1, *leaf.shape[2:])
+    return jnp.moveaxis(grouped, 0, 1).reshape(-1, *leaf.shape[2:])
+
+
+def accumulate(loss_of: Callable[[Any], tuple], zeros: Params, microbatches: Any, parts: int) -> tuple[jax.Array, Metrics, Params]:
+    """Sums loss, statistics and gradients over microbatches stacked on axis 0; `loss_of` gives ((loss, stats), gradients)."""
+    if parts == 1:
+        (loss, stats), grads = loss_of(jax.tree.map(lambda leaf: leaf[0], microbatches))
+        return loss, stats, grads
+
+    def step(grads, microbatch):
+        (loss, stats), more = loss_of(microbatch)
+        return jax.tree.map(jnp.add, grads, more), (loss, stats)
+
+    grads, (losses, stats) = jax.lax.scan(step, zeros, microbatches)
+    return losses.sum(), jax.tree.map(lambda x: x.sum(0), stats), grads
+
+
+def apply_gradients(
+    optimizer: optax.GradientTransformation, state: TrainState, loss: jax.Array, grads: Params
+) -> tuple[TrainState, Metrics]:
+    """One optimiser step, skipped as a whole where the loss or a gradient is not finite."""
+    norm = optax.global_norm(grads)
+    finite = jnp.isfinite(norm) & jnp.isfinite(loss)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    proposed = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
+    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), proposed, state)
+    return kept, {"train/loss": loss, "train/grad_norm": norm, "train/nonfinite": (~finite).astype(jnp.float32)}
+
+
+def grpo_update(
+    model: Transformer,
+    optimizer: optax.GradientTransformation,
+    config: LossConfig,
+    num_minibatches: int,
+    num_microbatches: int,
+    max_width: int,
+    chunk_tokens: int,
+    state: TrainState,
+    batch: Batch,
+    minibatch: jax.Array,
+    temperature: jax.Array,
+) -> tuple[TrainState, Metrics]:
+    """One GRPO update on minibatch number `minibatch` (int32 []) of the step's batch; formulas in `losses.py`."""
+    Q = batch.rollout.prompts.tokens.shape[0]
+    if num_minibatches > 1:
+        batch = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, minibatch, keepdims=False), split_prompts(batch, Q, num_minibatches)
+        )
+        Q //= num_minibatches
+    weights = aggregation_weights(batch.loss_mask, config.aggregation, max_width)
+    microbatches = split_prompts((batch, weights), Q, num_microbatches)
+
+    def loss_of(microbatch):
+        return jax.value_and_grad(
+            lambda params: grpo_loss(model, config, chunk_tokens, params, *microbatch, temperature), has_aux=True
+        )(state.params)
+
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    loss, sums, grads = accumulate(loss_of, zeros, microbatches, num_microbatches)
+    new_state, metrics = apply_gradients(optimizer, state, loss, grads)
+    tokens = jnp.maximum(batch.loss_mask.sum(), 1)
+    return new_state, metrics | {name: total / tokens for name, total in sums.items()}
+
+
+def sft_update(
+    model: Transformer,
+    optimizer: optax.GradientTransformation,
+    num_microbatches: int,
+    chunk_tokens: int,
+    state: TrainState,
+    batch: Packed,
+) -> tuple[TrainState, Metrics]:
+    """One SFT update: the mean negative log-likelihood of the batch's completion tokens, in nats a token."""
+    count = jnp.maximum(batch.loss_mask.sum(), 1)
+    microbatches = split_prompts(batch, batch.tokens.shape[0], num_microbatches)
+
+    def loss_of(packed: Packed):
+        def loss(params):
+            hidden, _ = model.prefill(params, packed.tokens, packed.positions, packed.segments)
+            head = model.head(params).astype(model.dtype)
+            one = jnp.ones((), jnp.float32)
+            logprobs, entropy = token_logprobs(hidden, head, packed.targets, one, chunk_tokens, model.constrain)
+            mask = packed.loss_mask.astype(jnp.float32)
+            return -(logprobs * mask).sum() / count, {"policy/entropy": (entropy * mask).sum()}
+
+        return jax.value_and_grad(loss, has_aux=True)(state.params)
+
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    loss, sums, grads = accumulate(loss_of, zeros, microbatches, num_microbatches)
+    new_state, metrics = apply_gradients(optimizer, state, loss, grads)
+    return new_state, metrics | {name: total / count for name, total in sums.items()}
