@@ -384,6 +384,10 @@ class Config:
     def num_steps(self) -> int:
         return sum(stage.num_steps for stage in self.stages)
 
+    def data_seed(self, stage: Stage) -> int:
+        """Seeds the order of the stage's examples; stages differ, so that two on one task do not see the same steps."""
+        return self.seed * len(self.stages) + self.stages.index(stage)
+
     def optimizer_of(self, stage: Stage) -> OptimizerConfig:
         return stage.optimizer or self.optimizer
 

@@ -50,3 +50,13 @@ def make_optimizer(config: OptimizerConfig, num_updates: int) -> optax.GradientT
             mu_dtype=jnp.float32,
         ),
     )
+
+
+def carry_moments(fresh: optax.OptState, old: optax.OptState) -> optax.OptState:
+    """`fresh` with Adam's moments (and their count) of `old`; the learning-rate schedule starts anew."""
+    return jax.tree.map(
+        lambda new, before: before if isinstance(new, optax.ScaleByAdamState) else new,
+        fresh,
+        old,
+        is_leaf=lambda node: isinstance(node, optax.ScaleByAdamState),
+    )

@@ -119,3 +119,13 @@ Reward = Callable[[Sequence[str], Sequence[Example]], "Scores | np.ndarray"]
 
 Task = Sequence[Example]
 """Anything with `len(task)` and `task[i]`: a list, a dataset adapter, a generator that is deterministic by index."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step of a stage has to tell; device values are fetched only after the next step is dispatched."""
+
+    host: Mapping[str, float]
+    device: Sequence[Mapping[str, Array]] = ()  # one mapping an update; logged as their mean
+    samples: Sequence[Mapping[str, Any]] = ()  # records for samples.jsonl
+    skipped: bool = False  # a non-finite reward: no update was made

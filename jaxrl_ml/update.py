@@ -110,15 +110,15 @@ def accumulate(loss_of: Callable[[Any], tuple], zeros: Params, microbatches: Any
 
 
 def apply_gradients(
-    optimizer: optax.GradientTransformation, state: TrainState, loss: jax.Array, grads: Params
+    optimizer: optax.GradientTransformation, state: TrainState, loss: jax.Array, grads: Params, kind: str
 ) -> tuple[TrainState, Metrics]:
-    """One optimiser step, skipped as a whole where the loss or a gradient is not finite."""
+    """One optimiser step, skipped as a whole where the loss or a gradient is not finite; metrics are named `kind/…`."""
     norm = optax.global_norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(loss)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     proposed = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
     kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), proposed, state)
-    return kept, {"train/loss": loss, "train/grad_norm": norm, "train/nonfinite": (~finite).astype(jnp.float32)}
+    return kept, {f"{kind}/loss": loss, f"{kind}/grad_norm": norm, f"{kind}/nonfinite": (~finite).astype(jnp.float32)}
 
 
 def grpo_update(
@@ -151,7 +151,7 @@ def grpo_update(
 
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     loss, sums, grads = accumulate(loss_of, zeros, microbatches, num_microbatches)
-    new_state, metrics = apply_gradients(optimizer, state, loss, grads)
+    new_state, metrics = apply_gradients(optimizer, state, loss, grads, "policy")
     tokens = jnp.maximum(batch.loss_mask.sum(), 1)
     return new_state, metrics | {name: total / tokens for name, total in sums.items()}
 
@@ -175,11 +175,11 @@ def sft_update(
             one = jnp.ones((), jnp.float32)
             logprobs, entropy = token_logprobs(hidden, head, packed.targets, one, chunk_tokens, model.constrain)
             mask = packed.loss_mask.astype(jnp.float32)
-            return -(logprobs * mask).sum() / count, {"policy/entropy": (entropy * mask).sum()}
+            return -(logprobs * mask).sum() / count, {"sft/entropy": (entropy * mask).sum()}
 
         return jax.value_and_grad(loss, has_aux=True)(state.params)
 
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     loss, sums, grads = accumulate(loss_of, zeros, microbatches, num_microbatches)
-    new_state, metrics = apply_gradients(optimizer, state, loss, grads)
+    new_state, metrics = apply_gradients(optimizer, state, loss, grads, "sft")
     return new_state, metrics | {name: total / count for name, total in sums.items()}

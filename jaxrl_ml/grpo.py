@@ -1,0 +1,265 @@
+"""A stage of reinforcement learning: one step, from prompts to the update.
+
+In: a `TrainState` and the number of the step. Out: the next `TrainState` and a `StepReport`. The body of `GRPO.step` is the
+library in ten lines: prompts → weights → rollouts and scores (overlapped) → batch → old and reference log-probs → updates.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxrl_ml import data
+from jaxrl_ml.advantages import group_advantages, mixed_groups, overlong_penalty
+from jaxrl_ml.config import Config, GRPOStage
+from jaxrl_ml.optimizer import make_optimizer
+from jaxrl_ml.programs import Programs
+from jaxrl_ml.sampler import settings_of
+from jaxrl_ml.tokenizer import Tokenizer
+from jaxrl_ml.types import Batch, Example, Params, Prompts, Rollout, Scores, StepReport, TrainState, UserError
+
+SAMPLING_PURPOSE = 1  # the second word of the sampling seed; evaluation has its own
+
+
+class Experience(NamedTuple):
+    """Judged rollouts on the host; rows of a group adjacent."""
+
+    examples: list[Example]  # Q
+    rollout: Rollout  # numpy
+    texts: list[str]  # B
+    scores: Scores
+
+
+class GRPO:
+    """One GRPO stage of a run."""
+
+    def __init__(
+        self, config: Config, stage: GRPOStage, programs: Programs, tokenizer: Tokenizer, reference: Params | None
+    ) -> None:
+        self.config, self.stage, self.programs, self.tokenizer, self.reference = config, stage, programs, tokenizer, reference
+        self.layout = programs.layout
+        _check_shards(stage, self.layout.row_shards)
+        self.optimizer = make_optimizer(config.optimizer_of(stage), stage.num_steps * stage.updates_per_step)
+        self.batches = data.prompt_batches(
+            stage.task,
+            data.PromptRenderer(tokenizer, config.prompt_format, config.system_prompt),
+            num_prompts=stage.prompts_per_step,
+            width=stage.sampling.max_prompt_tokens,
+            seed=config.data_seed(stage),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        table = tokenizer.stop_table(stage.sampling.stop, programs.model.config.vocab_size)
+        self.stop_table = self.layout.put(table)
+        self.settings = self.layout.put(settings_of(stage.sampling))
+        self.minibatches = [self.layout.put(np.int32(i)) for i in range(stage.num_minibatches)] * stage.num_epochs
+        self._update = programs.update(stage, self.optimizer)
+        self._score = programs.score(stage)
+
+    def step(self, state: TrainState, step: int) -> tuple[TrainState, StepReport]:
+        """One step of the stage; `step` counts over the whole run and seeds the step's noise."""
+        stage, temperature = self.stage, self.settings.temperature
+        started = time.perf_counter()
+        experience, host = self._collect(self.programs.gather(state.params), step)
+        host["time/rollout_s"] = time.perf_counter() - started
+        batch = assemble(experience.rollout, experience.scores, stage)
+        host |= describe(experience, batch, stage)
+        samples = self._sample_records(experience, batch, step)
+        if host["reward/nonfinite"] or not batch.loss_mask.any():
+            return state, StepReport(host, samples=samples, skipped=host["reward/nonfinite"] > 0)
+        batch = self.layout.put_rows(batch)
+        if stage.updates_per_step > 1:
+            batch = batch._replace(old_logprobs=self._score(state.params, batch.rollout, temperature))
+        if stage.loss.kl != "none":
+            batch = batch._replace(ref_logprobs=self._score(self.reference, batch.rollout, temperature))
+        metrics = []
+        for minibatch in self.minibatches:
+            state, update_metrics = self._update(state, batch, minibatch, temperature)
+            metrics.append(update_metrics)
+        return state, StepReport(host, metrics, samples)
+
+    def _collect(self, weights: Params, step: int) -> tuple[Experience, dict[str, float]]:
+        """The step's experience; with filter=resample, rounds of other prompts until enough groups are mixed."""
+        stage = self.stage
+        attempts = stage.loss.max_attempts if stage.loss.filter == "resample" else 1
+        rounds, mixed, judge_s = [], 0, 0.0
+        for attempt in range(attempts):
+            found, seconds = self._rollouts(weights, step, attempt)
+            rounds.append(found)
+            judge_s += seconds
+            mixed += mixed_groups(found.scores.correct, stage.group_size).sum()
+            if mixed >= stage.prompts_per_step:
+                break
+        experience = merge(rounds)
+        host = {
+            "time/judge_s": judge_s,
+            "rollout/sampled_tokens": float(experience.rollout.lengths.sum()),
+            "rollout/attempts": float(len(rounds)),
+        }
+        if len(rounds) > 1:
+            preferred = np.argsort(~mixed_groups(experience.scores.correct, stage.group_size), kind="stable")
+            experience = select(experience, np.sort(preferred[: stage.prompts_per_step]), stage.group_size)
+        return experience, host
+
+    def _rollouts(self, weights: Params, step: int, attempt: int) -> tuple[Experience, float]:
+        """One round: the step's prompts, sampled chunk by chunk while the chunk before is judged on the host."""
+        stage = self.stage
+        examples, prompts = next(self.batches)
+        chunk = (stage.sampling.prompts_per_chunk or stage.prompts_per_step) // jax.process_count()
+        seed_words = self.layout.put(np.array([self.config.seed, SAMPLING_PURPOSE, step, attempt], np.uint32))
+        seconds = 0.0
+
+        def sample_chunk(i: int) -> tuple[list[Example], Rollout]:
+            part = slice(i * chunk, (i + 1) * chunk)
+            rollout = self.programs.sample(
+                weights,
+                self.layout.put_rows(Prompts(*(leaf[part] for leaf in prompts))),
+                seed_words,
+                self.stop_table,
+                self.settings,
+                truncates=False,
+                group_size=stage.group_size,
+                width=stage.sampling.max_completion_tokens,
+            )
+            return examples[part], rollout
+
+        def judge(examples: list[Example], rollout: Rollout) -> Experience:
+            nonlocal seconds
+            rollout = jax.device_get(rollout)
+            started = time.perf_counter()
+            texts = data.decode_rows(self.tokenizer, rollout.completions, rollout.lengths)
+            scores = data.score_rows(stage.reward, texts, examples, stage.group_size)
+            seconds += time.perf_counter() - started
+            return Experience(examples, rollout, texts, scores)
+
+        return merge(list(data.experience(sample_chunk, len(examples) // chunk, judge))), seconds
+
+    def _sample_records(self, experience: Experience, batch: Batch, step: int) -> list[dict[str, Any]]:
+        """The step's first rows for the sample log, one of each of the first groups."""
+        logging, G = self.config.logging, self.stage.group_size
+        if step % logging.samples_every_steps:
+            return []
+        records = []
+        for q in range(min(logging.samples_per_log, len(experience.examples))):
+            row = q * G + q % G
+            prompts = experience.rollout.prompts
+            records.append(
+                {
+                    "id": experience.examples[q].id,
+                    "prompt": self.tokenizer.decode([prompts.tokens[q][prompts.mask[q]].tolist()])[0],
+                    "completion": experience.texts[row],
+                    "reward": float(experience.scores.rewards[row]),
+                    "parts": {name: float(part[row]) for name, part in experience.scores.parts.items()},
+                    "correct": bool(experience.scores.correct[row]),
+                    "truncated": bool(experience.rollout.truncated[row]),
+                    "advantage": float(batch.advantages[row, 0]),
+                    "length": int(experience.rollout.lengths[row]),
+                }
+            )
+        return records
+
+    def close(self) -> None:
+        self.batches.close()
+
+
+def merge(rounds: list[Experience]) -> Experience:
+    """Several experiences as one."""
+    if len(rounds) == 1:
+        return rounds[0]
+
+    def join(values: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate(values)
+
+    scores = [r.scores for r in rounds]
+    timeouts = [np.zeros(len(s.rewards), bool) if s.timeout is None else s.timeout for s in scores]
+    return Experience(
+        [example for r in rounds for example in r.examples],
+        jax.tree.map(lambda *leaves: join(list(leaves)), *(r.rollout for r in rounds)),
+        [text for r in rounds for text in r.texts],
+        Scores(
+            join([s.rewards for s in scores]),
+            join([s.correct for s in scores]),
+            {name: join([s.parts[name] for s in scores]) for name in scores[0].parts},
+            join(timeouts),
+        ),
+    )
+
+
+def select(experience: Experience, groups: np.ndarray, group_size: int) -> Experience:
+    """The experience of the groups numbered int [Q']."""
+    rows = (groups[:, None] * group_size + np.arange(group_size)).reshape(-1)
+    rollout, scores = experience.rollout, experience.scores
+    prompts = Prompts(*(leaf[groups] for leaf in rollout.prompts))
+    picked = {name: leaf[rows] for name, leaf in rollout._asdict().items() if name != "prompts"}
+    return Experience(
+        [experience.examples[q] for q in groups],
+        Rollout(prompts=prompts, **picked),
+        [experience.texts[b] for b in rows],
+        Scores(
+            scores.rewards[rows],
+            scores.correct[rows],
+            {name: part[rows] for name, part in scores.parts.items()},
+            None if scores.timeout is None else scores.timeout[rows],
+        ),
+    )
+
+
+def assemble(rollout: Rollout, scores: Scores, stage: GRPOStage) -> Batch:
+    """The batch to learn from, on the host, trimmed to the width bucket of its longest row.
+
+    Filters read raw correctness; the overlong penalty is added to the reward before the baseline is taken (DAPO).
+    """
+    loss, limit = stage.loss, stage.sampling.max_completion_tokens
+    rewards = scores.rewards
+    if loss.overlong == "penalty":
+        rewards = rewards + overlong_penalty(rollout.lengths, limit, loss.overlong_tokens)
+    advantages = group_advantages(rewards, stage.group_size, loss.advantage)
+    learn = np.ones(len(rewards), bool)
+    if loss.filter != "none":
+        learn &= np.repeat(mixed_groups(scores.correct, stage.group_size), stage.group_size)
+    if loss.overlong == "mask":
+        learn &= ~rollout.truncated
+    rollout = data.trim(rollout, data.completion_width(rollout.lengths, limit))
+    mask = rollout.action_mask
+    return Batch(rollout, advantages[:, None] * mask, mask & learn[:, None])
+
+
+def describe(experience: Experience, batch: Batch, stage: GRPOStage) -> dict[str, float]:
+    """The host's metrics of a step."""
+    scores, rollout = experience.scores, experience.rollout
+    timeout = 0.0 if scores.timeout is None else float(scores.timeout.mean())
+    metrics = {
+        "reward/mean": float(scores.rewards.mean()),
+        "reward/correct": float(scores.correct.mean()),
+        "reward/timeout": timeout,
+        "reward/nonfinite": float((~np.isfinite(scores.rewards)).sum()),
+        "rollout/length_tokens": float(rollout.lengths.mean()),
+        "rollout/truncated": float(rollout.truncated.mean()),
+        "rollout/mixed_groups": float(mixed_groups(scores.correct, stage.group_size).mean()),
+        "rollout/learned_rows": float(batch.loss_mask.any(1).mean()),
+    }
+    return metrics | {f"reward/{name}": float(part.mean()) for name, part in scores.parts.items()}
+
+
+def _check_shards(stage: GRPOStage, shards: int) -> None:
+    """Refuses step sizes that the mesh cannot split."""
+    sizes = {
+        "prompts_per_step / (num_minibatches·num_microbatches)": stage.prompts_per_step
+        // (stage.num_minibatches * stage.num_microbatches),
+        "sampling.prompts_per_chunk": stage.sampling.prompts_per_chunk or stage.prompts_per_step,
+    }
+    for name, size in sizes.items():
+        if size % shards:
+            raise UserError(
+                f"{stage.name}: {name} = {size} cannot be split over {shards} row shards (mesh data·fsdp); "
+                f"make it a multiple of {shards}"
+            )
+
+
+def reference_folder(run_dir: str | Path, stage: GRPOStage) -> Path:
+    """Where the KL reference of a stage is kept."""
+    return Path(run_dir) / "reference" / (stage.name if stage.loss.reference == "stage" else "run")

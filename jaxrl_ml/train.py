@@ -1,0 +1,322 @@
+"""`python -m jaxrl_ml.train CONFIG [overrides]`: runs the stages of a config, or goes on with a run that was stopped.
+
+In: a config. Out: a run folder (checkpoints, metrics.jsonl, samples.jsonl, tensorboard/, report.html). A run that is stopped by
+SIGTERM or SIGINT saves at the next step boundary; after a SIGKILL it goes on from its last checkpoint. Either way the same
+command resumes it, and its metrics (times aside) are those of a run that was never stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from jaxrl_ml.config import Config, GRPOStage, Stage, first_difference, load, resolved, run_command, write_resolved
+from jaxrl_ml.types import StepReport, TrainState, UserError
+
+if TYPE_CHECKING:
+    from jaxrl_ml.checkpoint import Checkpoints
+    from jaxrl_ml.evaluate import Evaluator
+    from jaxrl_ml.grpo import GRPO
+    from jaxrl_ml.metrics import MetricsLog
+    from jaxrl_ml.programs import Programs
+    from jaxrl_ml.sft import SFT
+    from jaxrl_ml.tokenizer import Tokenizer
+
+# Where a resumed run may differ from the run it resumes.
+_FREE_TO_CHANGE = ("run_dir", "mesh", "logging", "checkpoint", "max_nonfinite_steps")
+
+
+class StopSignal:
+    """Remembers SIGTERM and SIGINT until the next step boundary; a second SIGINT interrupts at once."""
+
+    def __enter__(self) -> StopSignal:
+        self.requested = False
+        self._previous = {s: signal.signal(s, self._request) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+class Reporter:
+    """Writes a step's metrics once the next step is dispatched, so that the device never waits for the host to read them."""
+
+    def __init__(self, log: MetricsLog, max_nonfinite_steps: int, nonfinite_steps: int) -> None:
+        self.log, self.max_nonfinite_steps, self.nonfinite_steps = log, max_nonfinite_steps, nonfinite_steps
+        self._pending: tuple[int, str, StepReport, float] | None = None
+        self._last = time.perf_counter()
+
+    def push(self, step: int, stage: str, report: StepReport) -> None:
+        """Takes the report of `step` and writes the one before it."""
+        now = time.perf_counter()
+        before, self._pending = self._pending, (step, stage, report, now - self._last)
+        self._last = now
+        if before:
+            self._write(*before)
+
+    def flush(self) -> None:
+        """Writes what is still pending."""
+        before, self._pending = self._pending, None
+        if before:
+            self._write(*before)
+
+    def skip_time(self) -> None:
+        """Leaves what was done since the last step (an evaluation, a save) out of the next step's time."""
+        self._last = time.perf_counter()
+
+    def _write(self, step: int, stage: str, report: StepReport, seconds: float) -> None:
+        import jax
+
+        updates = jax.device_get(list(report.device))
+        metrics = {name: float(sum(u[name] for u in updates) / len(updates)) for name in (updates[0] if updates else ())}
+        metrics |= report.host
+        tokens = metrics.get("rollout/sampled_tokens", metrics.get("sft/tokens", 0.0))
+        metrics |= {"time/step_s": seconds, "rate/tokens_per_s": tokens / max(seconds, 1e-9)}
+        nonfinite = report.skipped or any(metrics.get(f"{kind}/nonfinite", 0) > 0 for kind in ("policy", "sft"))
+        self.nonfinite_steps = self.nonfinite_steps + 1 if nonfinite else 0
+        metrics["train/nonfinite_steps"] = self.nonfinite_steps
+        self.log.write(step, stage, metrics)
+        self.log.log_samples(step, stage, report.samples)
+        if self.nonfinite_steps >= self.max_nonfinite_steps:
+            raise UserError(
+                f"step {step} of {stage}: the loss, a gradient or a reward was not finite {self.nonfinite_steps} steps in a row "
+                f"(max_nonfinite_steps={self.max_nonfinite_steps}); lower optimizer.learning_rate, or check the reward"
+            )
+
+
+class Run:
+    """One run: its programs, its folder, and the loop over its stages."""
+
+    def __init__(self, config: Config, programs: Programs, tokenizer: Tokenizer, checkpoints: Checkpoints, log: MetricsLog):
+        from jaxrl_ml.data import PromptRenderer
+        from jaxrl_ml.evaluate import Evaluator
+
+        self.config, self.programs, self.tokenizer, self.checkpoints, self.log = config, programs, tokenizer, checkpoints, log
+        self.run_dir = Path(config.run_dir)
+        render = PromptRenderer(tokenizer, config.prompt_format, config.system_prompt)
+        self.evaluators: dict[str, Evaluator] = {
+            e.name: Evaluator(e, programs, tokenizer, render, config.seed) for e in config.evaluations
+        }
+
+    def loop(self, stop: StopSignal) -> int:
+        """Runs what is left of the stages; returns the step reached, short of `config.num_steps` where it was stopped."""
+        import jax
+
+        state, progress = self._start()
+        step, results = progress["step"], {}
+        reporter = Reporter(self.log, self.config.max_nonfinite_steps, progress["nonfinite_steps"])
+        if step == 0:
+            results = self._evaluate(state, 0, self.config.stages[0].name)
+        for number, stage in enumerate(self.config.stages):
+            end = sum(s.num_steps for s in self.config.stages[: number + 1])
+            if step >= end:
+                continue
+            runner, state = self._enter(stage, state, progress, fresh=step == end - stage.num_steps)
+            reporter.skip_time()
+            while step < end:
+                with jax.transfer_guard("disallow"):
+                    state, report = runner.step(state, step)
+                step += 1
+                reporter.push(step, stage.name, report)
+                if step == end or step % self.config.eval_every_steps == 0:
+                    reporter.flush()
+                    results = self._evaluate(state, step, stage.name)
+                    reporter.skip_time()
+                if stop.requested or step == end or step % self.config.checkpoint.every_steps == 0:
+                    reporter.flush()
+                    progress = {
+                        "step": step,
+                        "seed": self.config.seed,
+                        "nonfinite_steps": reporter.nonfinite_steps,
+                        "data": runner.batches.get_state(),
+                    }
+                    self.checkpoints.save(step, state, progress, results)
+                    reporter.skip_time()
+                results = {}
+                if stop.requested:
+                    break
+            runner.close()
+            if stop.requested:
+                break
+        return step
+
+    def _start(self) -> tuple[TrainState, dict[str, Any]]:
+        """The state to go on from: the last checkpoint's, or new or imported weights."""
+        import jax
+        import numpy as np
+
+        from jaxrl_ml import pretrained
+        from jaxrl_ml.checkpoint import save_reference
+        from jaxrl_ml.grpo import reference_folder
+        from jaxrl_ml.optimizer import make_optimizer
+
+        config, programs = self.config, self.programs
+        optimizer = make_optimizer(config.optimizer, 1)
+        steps = self.checkpoints.steps()
+        if steps:
+            return self.checkpoints.restore(steps[-1], programs.state_shapes(optimizer))
+        if config.init_from is None:
+            params = programs.init(programs.layout.put(jax.random.key(config.seed)))
+        else:
+            params = pretrained.load_params(config.init_from, programs.model, programs.param_shardings)
+        for stage in config.stages:
+            if isinstance(stage, GRPOStage) and stage.loss.kl != "none" and stage.loss.reference == "run":
+                save_reference(reference_folder(self.run_dir, stage), params)
+                break
+        state = TrainState(programs.layout.put(np.int32(0)), params, programs.moments(optimizer, params))
+        return state, {"step": 0, "nonfinite_steps": 0, "data": None}
+
+    def _enter(self, stage: Stage, state: TrainState, progress: dict[str, Any], fresh: bool) -> tuple[GRPO | SFT, TrainState]:
+        """The stage's runner; on entering it afresh, also its optimiser state and KL reference."""
+        import numpy as np
+
+        from jaxrl_ml.checkpoint import load_reference, save_reference, shapes_of
+        from jaxrl_ml.grpo import GRPO, reference_folder
+        from jaxrl_ml.optimizer import carry_moments
+        from jaxrl_ml.sft import SFT
+
+        reference = None
+        if isinstance(stage, GRPOStage) and stage.loss.kl != "none":
+            folder = reference_folder(self.run_dir, stage)
+            if fresh and stage.loss.reference == "stage":
+                save_reference(folder, state.params)
+            reference = load_reference(folder, shapes_of(state.params))
+        if isinstance(stage, GRPOStage):
+            runner: GRPO | SFT = GRPO(self.config, stage, self.programs, self.tokenizer, reference)
+        else:
+            runner = SFT(self.config, stage, self.programs, self.tokenizer)
+        if not fresh:
+            runner.batches.set_state(progress["data"])
+            return runner, state
+        moments = self.programs.moments(runner.optimizer, state.params)
+        if stage.keep_optimizer:
+            moments = carry_moments(moments, state.opt_state)
+        return runner, TrainState(self.programs.layout.put(np.int32(0)), state.params, moments)
+
+    def _evaluate(self, state: TrainState, step: int, stage: str) -> dict[str, float]:
+        """Runs every evaluation, writes its metrics and returns them."""
+        if not self.evaluators:
+            return {}
+        weights = self.programs.gather(state.params)
+        metrics = {}
+        for name, evaluator in self.evaluators.items():
+            found = evaluator.run(weights, step).metrics
+            metrics |= {f"eval/{name}/{key}": value for key, value in found.items()}
+        self.log.write(step, stage, metrics)
+        shown = ", ".join(f"{n} {metrics[f'eval/{n}/accuracy']:.1%}" for n in self.evaluators)
+        self.log.say(f"step {step} ({stage}): accuracy {shown}")
+        return metrics
+
+
+def prepare_folder(config: Config, source: Path, overrides: Sequence[str]) -> None:
+    """Makes the run folder, or checks that the run in it is this one. Raises UserError where it is another."""
+    run_dir = Path(config.run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    existing = run_dir / "config.json"
+    if existing.is_file() and (run_dir / "checkpoints").is_dir() and any((run_dir / "checkpoints").iterdir()):
+        try:
+            old = json.loads(existing.read_text())
+        except ValueError as error:
+            raise UserError(f"{existing} cannot be read ({error}); restore it, or use another --run-dir") from error
+        new = json.loads(json.dumps(resolved(config)))
+        for name in _FREE_TO_CHANGE:
+            old.pop(name, None), new.pop(name, None)
+        found = first_difference(old, new)
+        if found:
+            name, was, now = found
+            raise UserError(f"{run_dir} holds a run with {name}={was!r}, not {now!r}; use that value, or another --run-dir")
+    elif (run_dir / "model.json").is_file() and not existing.is_file():
+        raise UserError(f"{run_dir} holds imported weights, not a run; start from them with init_from and another --run-dir")
+    write_resolved(config, run_dir)
+    if source.resolve() != (run_dir / "config.py").resolve():
+        shutil.copyfile(source, run_dir / "config.py.tmp")
+        (run_dir / "config.py.tmp").replace(run_dir / "config.py")
+    (run_dir / "overrides.json").write_text(json.dumps(list(overrides)) + "\n")
+
+
+def build(config: Config) -> tuple[Programs, Tokenizer]:
+    """The programs and the tokenizer of a config; sizes that do not fit together are refused."""
+    from jaxrl_ml.pretrained import read_model_config, read_tokenizer
+    from jaxrl_ml.programs import Programs
+    from jaxrl_ml.sharding import make_mesh
+    from jaxrl_ml.tokenizer import Tokenizer
+
+    if config.tokenizer is None:
+        tokenizer = read_tokenizer(config.init_from)
+    elif isinstance(config.tokenizer, str):
+        tokenizer = Tokenizer.from_folder(config.tokenizer)
+    else:
+        tokenizer = Tokenizer.from_vocabulary(config.tokenizer)
+    model = config.model or read_model_config(config.init_from)
+    if model.vocab_size == 0:
+        model = dataclasses.replace(model, vocab_size=tokenizer.vocab_size)
+    if model.vocab_size < tokenizer.vocab_size:
+        raise UserError(
+            f"model.vocab_size={model.vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}; use 0 to take it over"
+        )
+    return Programs(model, config.compute, make_mesh(config.mesh)), tokenizer
+
+
+def train(config: Config, source: Path, overrides: Sequence[str] = ()) -> int:
+    """Runs or resumes a config; returns the step reached."""
+    prepare_folder(config, source, overrides)
+    import jax
+
+    from jaxrl_ml.checkpoint import Checkpoints
+    from jaxrl_ml.metrics import MetricsLog
+    from jaxrl_ml.pretrained import write_model_config
+    from jaxrl_ml.report import write_report
+
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    run_dir = Path(config.run_dir)
+    programs, tokenizer = build(config)
+    write_model_config(run_dir, programs.model.config)
+    tokenizer.save(run_dir / "tokenizer")
+    main_process = jax.process_index() == 0
+    with Checkpoints(run_dir, config.checkpoint) as checkpoints, StopSignal() as stop:
+        start = max(checkpoints.steps(), default=-1)
+        if start >= config.num_steps:
+            print(f"{run_dir} is finished at step {start}; start another run with --run-dir, or see {run_dir}/report.html")
+            return start
+        log = MetricsLog(
+            run_dir, config.logging, config.num_steps, start, resolved_config=resolved(config), enabled=main_process
+        )
+        with log:
+            step = Run(config, programs, tokenizer, checkpoints, log).loop(stop)
+    if main_process:
+        print(f"report: {write_report(run_dir)}")
+    return step
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help")):
+        raise UserError("usage: python -m jaxrl_ml.train CONFIG [--field value …]; CONFIG --help lists the fields")
+    if argv[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0
+    config = load(argv[0], argv[1:], prog=f"python -m jaxrl_ml.train {argv[0]}")
+    step = train(config, Path(argv[0]), argv[1:])
+    if step < config.num_steps:
+        command = shlex.join(["python", "-m", "jaxrl_ml.train", *argv])
+        print(f"stopped at step {step} of {config.num_steps}, saved; resume with: {command}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
