@@ -34,8 +34,7 @@ def rollout_logprobs(
     starts = jnp.repeat(prompts.mask.sum(1, dtype=jnp.int32) - 1, G)
     positions = starts[:, None] + jnp.arange(C, dtype=jnp.int32)[None]
     hidden, _ = model.extend(params, inputs, positions, prefill_prompts(model, params, prompts))
-    head = model.head(params).astype(model.dtype)
-    logprobs, entropy = token_logprobs(hidden, head, completions, temperature, chunk_tokens, model.constrain)
+    logprobs, entropy = token_logprobs(hidden, model.head(params), completions, temperature, chunk_tokens, model.constrain)
     mask = rollout.action_mask
     return jnp.where(mask, logprobs, 0.0), jnp.where(mask, entropy, 0.0)
 
@@ -95,7 +94,9 @@ def merge_prompts(leaf: jax.Array, num_prompts: int) -> jax.Array:
     return jnp.moveaxis(grouped, 0, 1).reshape(-1, *leaf.shape[2:])
 
 
-def accumulate(loss_of: Callable[[Any], tuple], zeros: Params, microbatches: Any, parts: int) -> tuple[jax.Array, Metrics, Params]:
+def accumulate(
+    loss_of: Callable[[Any], tuple], zeros: Params, microbatches: Any, parts: int
+) -> tuple[jax.Array, Metrics, Params]:
     """Sums loss, statistics and gradients over microbatches stacked on axis 0; `loss_of` gives ((loss, stats), gradients)."""
     if parts == 1:
         (loss, stats), grads = loss_of(jax.tree.map(lambda leaf: leaf[0], microbatches))
@@ -113,7 +114,7 @@ def apply_gradients(
     optimizer: optax.GradientTransformation, state: TrainState, loss: jax.Array, grads: Params, kind: str
 ) -> tuple[TrainState, Metrics]:
     """One optimiser step, skipped as a whole where the loss or a gradient is not finite; metrics are named `kind/…`."""
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(loss)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     proposed = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
@@ -171,9 +172,8 @@ def sft_update(
     def loss_of(packed: Packed):
         def loss(params):
             hidden, _ = model.prefill(params, packed.tokens, packed.positions, packed.segments)
-            head = model.head(params).astype(model.dtype)
             one = jnp.ones((), jnp.float32)
-            logprobs, entropy = token_logprobs(hidden, head, packed.targets, one, chunk_tokens, model.constrain)
+            logprobs, entropy = token_logprobs(hidden, model.head(params), packed.targets, one, chunk_tokens, model.constrain)
             mask = packed.loss_mask.astype(jnp.float32)
             return -(logprobs * mask).sum() / count, {"sft/entropy": (entropy * mask).sum()}
 
