@@ -262,7 +262,8 @@ class GRPOStage:
             "evaluation only: a truncated support moves with the policy and the ratio is undefined; use 0, 1.0 and 0.0",
         )
         _require(
-            self.sampling.temperature > 0, f"{n}.sampling.temperature={self.sampling.temperature}: training must sample; use 1.0"
+            self.sampling.temperature > 0,
+            f"{n}.sampling.temperature={self.sampling.temperature}: training must sample; use 1.0",
         )
         per_update = self.num_minibatches * self.num_microbatches
         _require(
@@ -302,7 +303,9 @@ class Evaluation:
     sampling: SamplingConfig = SamplingConfig(temperature=0.0)
 
     def __post_init__(self) -> None:
-        _require(self.num_prompts >= 1, f"evaluation {self.name}: num_prompts={self.num_prompts} must be at least 1")
+        for field in ("num_prompts", "samples_per_prompt", "prompts_per_batch"):
+            value = getattr(self, field)
+            _require(value >= 1, f"evaluation {self.name}: {field}={value} must be at least 1")
         _require(
             self.sampling.temperature > 0 or self.samples_per_prompt == 1,
             f"evaluation {self.name}: samples_per_prompt={self.samples_per_prompt} at temperature 0 repeats one answer; "
@@ -312,6 +315,8 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
+    """When to save, and what to keep."""
+
     every_steps: int = 100
     keep: int = 2
     """Latest checkpoints kept, besides the best."""
@@ -325,6 +330,8 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class LoggingConfig:
+    """Where a run tells about itself, besides metrics.jsonl."""
+
     console: bool = True
     tensorboard: bool = True
     wandb_project: str | None = None
@@ -403,7 +410,9 @@ def load(path: str | Path, overrides: Sequence[str] = (), prog: str | None = Non
     path = Path(path)
     _require(path.is_file(), f"no config file {path}; those that ship with the library are in configs/")
     config = runpy.run_path(str(path)).get("config")
-    _require(isinstance(config, Config), f"{path} must bind `config` to a jaxrl_ml.config.Config; it has {type(config).__name__}")
+    _require(
+        isinstance(config, Config), f"{path} must bind `config` to a jaxrl_ml.config.Config; it has {type(config).__name__}"
+    )
     return tyro.cli(Config, default=config, args=list(overrides), prog=prog, config=(tyro.conf.AvoidSubcommands,))
 
 

@@ -188,7 +188,7 @@ def _cell(values: Mapping[str, float], metric: str) -> str:
     """`57.3% [53.0, 61.5]` for a share with its confidence interval, a plain number for what is none."""
     if metric not in values:
         return ""
-    share = metric in ("accuracy", "truncated", "timeout") or metric.startswith(("pass@", "avg@"))
+    share = metric in ("accuracy", "truncated", "timeout") or metric.startswith(("pass@", "avg@", "accuracy/"))
     if not share:
         return f"{values[metric]:,.4g}"
     low, high = values.get(f"{metric}_low"), values.get(f"{metric}_high")

@@ -1,0 +1,307 @@
+"""`python -m jaxrl_ml.evaluate RUN|HF_DIR`: how many held-out problems a model solves, with confidence intervals.
+
+In: an evaluation (problems, reward, sampling settings) and weights. Out: unbiased avg@1 and pass@k, and a record of every
+sample. The same `Evaluator` runs in the training loop. Its results do not depend on prompts_per_batch or the mesh.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from jaxrl_ml.analysis import passk
+from jaxrl_ml.config import Config, Evaluation, load, load_run, resolved, run_command
+from jaxrl_ml.metrics import visible
+from jaxrl_ml.types import Example, Params, Prompts, Rollout, UserError
+
+if TYPE_CHECKING:
+    from jaxrl_ml.data import PromptRenderer
+    from jaxrl_ml.programs import Programs
+    from jaxrl_ml.tokenizer import Tokenizer
+
+T = TypeVar("T")
+
+EVALUATION_PURPOSE = 2  # the second word of the sampling seed; training has its own
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What an evaluation found.
+
+    metrics: accuracy and pass@2, pass@4, … up to samples_per_prompt, each also with _low and _high (95 % interval over
+    problems), accuracy/TASK where the set mixes tasks, and the means reward, length_tokens, truncated and timeout.
+    records: one JSON-able object a sample, those of a problem adjacent.
+    """
+
+    metrics: Mapping[str, float]
+    records: Sequence[Mapping[str, Any]]
+
+
+class _Batch(NamedTuple):
+    examples: list[Example]  # without the repeats that fill the last batch
+    prompt_texts: list[str]
+    prompts: Prompts  # on the device
+
+
+class Evaluator:
+    """One evaluation, ready to run on any weights: its prompts are tokenised and on the device.
+
+    Raises UserError where the batches cannot be split over the mesh, the task is too short, or a prompt too long.
+    """
+
+    def __init__(
+        self, evaluation: Evaluation, programs: Programs, tokenizer: Tokenizer, render: PromptRenderer, seed: int
+    ) -> None:
+        from jaxrl_ml import data
+        from jaxrl_ml.sampler import settings_of
+
+        self.evaluation, self.seed = evaluation, seed
+        self._programs, self._tokenizer = programs, tokenizer
+        layout, sampling = programs.layout, evaluation.sampling
+        batches = data.evaluation_batches(
+            evaluation.task,
+            render,
+            num_prompts=evaluation.num_prompts,
+            batch_size=_batch_size(evaluation, layout.row_shards),
+            width=sampling.max_prompt_tokens,
+        )
+        self._batches = [
+            _Batch(examples, _prompt_texts(tokenizer, prompts, len(examples)), layout.put_rows(prompts))
+            for examples, prompts in batches
+        ]
+        self._stop_table = layout.put(tokenizer.stop_table(sampling.stop, programs.model.config.vocab_size))
+        self._settings = layout.put(settings_of(sampling))
+
+    def run(self, weights: Params, step: int) -> EvaluationResult:
+        """Samples and scores every problem with `weights` (`Programs.gather`); `step` seeds the noise of the sampling."""
+        words = np.array([self.seed, EVALUATION_PURPOSE, step, 0], np.uint32)
+        seed_words = self._programs.layout.put(words)
+        sampled = ((batch, self._sample(weights, batch.prompts, seed_words)) for batch in self._batches)
+        records = [record for batch, rollout in _one_ahead(sampled) for record in self._judge(batch, rollout)]
+        return EvaluationResult(summarise(records, self.evaluation.samples_per_prompt, self.seed), records)
+
+    def _sample(self, weights: Params, prompts: Prompts, seed_words: Any) -> Rollout:
+        sampling = self.evaluation.sampling
+        return self._programs.sample(
+            weights,
+            prompts,
+            seed_words,
+            self._stop_table,
+            self._settings,
+            truncates=sampling.truncates,
+            group_size=self.evaluation.samples_per_prompt,
+            width=sampling.max_completion_tokens,
+        )
+
+    def _judge(self, batch: _Batch, rollout: Rollout) -> list[dict[str, Any]]:
+        """Waits for the rollout and scores it: the records of the batch's samples."""
+        import jax
+
+        from jaxrl_ml import data
+
+        G = self.evaluation.samples_per_prompt
+        B = len(batch.examples) * G
+        fetched = jax.device_get((rollout.completions, rollout.lengths, rollout.truncated))
+        completions, lengths, truncated = (array[:B] for array in fetched)
+        texts = data.decode_rows(self._tokenizer, completions, lengths)
+        scores = data.score_rows(self.evaluation.reward, texts, batch.examples, G)
+        return [
+            {
+                "id": batch.examples[b // G].id,
+                "task": batch.examples[b // G].task,
+                "sample": b % G,
+                "prompt": batch.prompt_texts[b // G],
+                "completion": texts[b],
+                "correct": bool(scores.correct[b]),
+                "reward": float(scores.rewards[b]),
+                "parts": {name: float(part[b]) for name, part in scores.parts.items()},
+                "length": int(lengths[b]),
+                "truncated": bool(truncated[b]),
+                "timeout": scores.timeout is not None and bool(scores.timeout[b]),
+            }
+            for b in range(B)
+        ]
+
+
+def _batch_size(evaluation: Evaluation, row_shards: int) -> int:
+    """Prompts a batch, at most prompts_per_batch: all batches of about one size, so that the last is not mostly filling."""
+    limit, name = evaluation.prompts_per_batch, f"evaluation {evaluation.name}"
+    if evaluation.samples_per_prompt < 1:
+        raise UserError(f"{name}: samples_per_prompt={evaluation.samples_per_prompt} must be at least 1")
+    if limit < 1 or limit % row_shards:
+        raise UserError(
+            f"{name}: prompts_per_batch={limit} cannot be split over {row_shards} row shards (mesh data·fsdp); "
+            f"make it a positive multiple of {row_shards}"
+        )
+    num_batches = math.ceil(evaluation.num_prompts / limit)
+    return math.ceil(evaluation.num_prompts / num_batches / row_shards) * row_shards
+
+
+def _prompt_texts(tokenizer: Tokenizer, prompts: Prompts, count: int) -> list[str]:
+    return tokenizer.decode([prompts.tokens[q][prompts.mask[q]] for q in range(count)])
+
+
+def _one_ahead(items: Iterable[T]) -> Iterator[T]:
+    """The items, each given out once the next has been made: the device samples a batch while the host scores the last."""
+    items = iter(items)
+    for current in items:
+        for following in items:
+            yield current
+            current = following
+        yield current
+
+
+def summarise(records: Sequence[Mapping[str, Any]], samples_per_prompt: int, seed: int = 0) -> dict[str, float]:
+    """The metrics of an evaluation's records; `seed` is of the bootstrap."""
+    G = samples_per_prompt
+    num_correct = np.array([record["correct"] for record in records]).reshape(-1, G).sum(1)
+    accuracy = passk.avg_at_k(num_correct, G)
+    values = {"accuracy": accuracy}
+    values |= {f"pass@{2**i}": passk.pass_at_k(num_correct, G, 2**i) for i in range(1, G.bit_length())}
+    tasks = np.array([record["task"] for record in records[::G]])
+    names = np.unique(tasks)
+    if len(names) > 1:
+        values |= {f"accuracy/{name}": accuracy[tasks == name] for name in names}
+    metrics = {}
+    for name, of_problems in values.items():
+        metrics[name], metrics[f"{name}_low"], metrics[f"{name}_high"] = passk.estimate(of_problems, seed=seed)
+    with np.errstate(invalid="ignore"):  # rewards of +inf and −inf have no mean
+        metrics["reward"] = float(np.mean([record["reward"] for record in records]))
+    metrics["length_tokens"] = float(np.mean([record["length"] for record in records]))
+    metrics |= {name: float(np.mean([record[name] for record in records])) for name in ("truncated", "timeout")}
+    return metrics
+
+
+def write_result(path: Path, result: EvaluationResult, about: Mapping[str, Any]) -> None:
+    """Writes what was evaluated, the metrics and the records as strict JSON, atomically."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        return str(value) if isinstance(value, float) and not math.isfinite(value) else value  # `float` reads it back
+
+    payload = plain({**about, "metrics": result.metrics, "records": result.records})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(payload, indent=1, allow_nan=False) + "\n", encoding="ascii")
+    temporary.replace(path)
+
+
+def result_table(title: str, metrics: Mapping[str, float]) -> Table:
+    """The metrics, one a line, with their intervals."""
+    table = Table("metric", "value", "95 % interval", title=visible(title), title_justify="left")
+    for name, value in metrics.items():
+        if name.endswith(("_low", "_high")):
+            continue
+        share = name not in ("reward", "length_tokens")
+        form = "{:.1%}".format if share else "{:.4g}".format
+        low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+        table.add_row(visible(name), form(value), "" if low is None or high is None else f"{form(low)} to {form(high)}")
+    return table
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point; raises UserError where there is no such model, checkpoint or evaluation."""
+    tyro.cli(_evaluate, args=argv, prog="python -m jaxrl_ml.evaluate")
+
+
+def _evaluate(
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|HF_DIR")],
+    config: Path | None = None,
+    name: tuple[str, ...] = (),
+    step: int | None = None,
+    samples_per_prompt: int | None = None,
+    num_prompts: int | None = None,
+    temperature: float | None = None,
+    out: Path | None = None,
+) -> None:
+    """Evaluate the model of a run folder or a Hugging Face folder.
+
+    Args:
+        source: Folder of the run, or of the model.
+        config: Config file with the evaluations; by default the run's own.
+        name: Evaluations to run; by default all of the config's.
+        step: Checkpoint of the run; by default the best, or else the latest.
+        samples_per_prompt: Instead of the evaluation's.
+        num_prompts: Instead of the evaluation's.
+        temperature: Instead of the evaluation's.
+        out: JSON file to write; by default SOURCE/evaluations/NAME-STEP.json.
+    """
+    settings = _read_config(source, config)
+    changes = {"samples_per_prompt": samples_per_prompt, "num_prompts": num_prompts}
+    changes = {field: value for field, value in changes.items() if value is not None}
+    evaluations = []
+    for evaluation in _choose(settings, name):
+        sampling = evaluation.sampling if temperature is None else replace(evaluation.sampling, temperature=temperature)
+        evaluations.append(replace(evaluation, sampling=sampling, **changes))
+    if out is not None and len(evaluations) > 1:
+        raise UserError(f"--out {out} is one file for {len(evaluations)} evaluations; choose one of them with --name")
+
+    for evaluation, reached, result in evaluate(source, settings, evaluations, step):
+        stem = evaluation.name if reached is None else f"{evaluation.name}-{reached}"
+        path = out or source / "evaluations" / f"{stem}.json"
+        about = {"source": str(source), "step": reached, "seed": settings.seed, "evaluation": resolved(evaluation)}
+        write_result(path, result, about)
+        title = f"{stem} · {evaluation.num_prompts:,} problems × {evaluation.samples_per_prompt}"
+        console = Console(highlight=False)
+        console.print(result_table(title, result.metrics))
+        print(f"wrote {path}")
+
+
+def _read_config(source: Path, config: Path | None) -> Config:
+    if not source.is_dir():
+        raise UserError(f"no folder {source}: give a Hugging Face model folder or a run folder")
+    if config is not None:
+        return load(config)
+    if not (source / "config.py").is_file():
+        raise UserError(f"{source} has no config of its own: name one that has evaluations, with --config configs/….py")
+    return load_run(source)
+
+
+def _choose(config: Config, names: Sequence[str]) -> list[Evaluation]:
+    known = {evaluation.name: evaluation for evaluation in config.evaluations}
+    if not known:
+        raise UserError("the config has no evaluations: add one, or name another config with --config")
+    for name in names:
+        if name not in known:
+            raise UserError(f"--name {name}: the config has no such evaluation, only {', '.join(known)}")
+    return [known[name] for name in dict.fromkeys(names or known)]
+
+
+def evaluate(
+    source: Path, config: Config, evaluations: Sequence[Evaluation], step: int | None = None
+) -> Iterator[tuple[Evaluation, int | None, EvaluationResult]]:
+    """Runs evaluations of a stored model on the config's mesh: (evaluation, the checkpoint's step if it has one, result)."""
+    from jaxrl_ml import pretrained
+    from jaxrl_ml.checkpoint import Checkpoints
+    from jaxrl_ml.data import PromptRenderer
+    from jaxrl_ml.programs import Programs
+    from jaxrl_ml.sharding import make_mesh
+
+    programs = Programs(pretrained.read_model_config(source), config.compute, make_mesh(config.mesh))
+    tokenizer = pretrained.read_tokenizer(source)
+    render = PromptRenderer(tokenizer, config.prompt_format, config.system_prompt)
+    evaluators = [Evaluator(evaluation, programs, tokenizer, render, config.seed) for evaluation in evaluations]
+    if pretrained.is_run(source):
+        with Checkpoints(source, config.checkpoint, read_only=True) as checkpoints:
+            step = checkpoints.best() if step is None else step
+    elif step is not None:
+        raise UserError(f"--step {step}: {source} is a Hugging Face folder, which has no steps; leave it out")
+    weights = programs.gather(pretrained.load_params(source, programs.model, programs.param_shardings, step))
+    for evaluation, evaluator in zip(evaluations, evaluators, strict=True):
+        yield evaluation, step, evaluator.run(weights, 0 if step is None else step)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,327 @@
+"""An evaluation counts what the reward says, whatever the batches and the mesh; the command writes it down."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxrl_ml import evaluate
+from jaxrl_ml.analysis import passk
+from jaxrl_ml.checkpoint import Checkpoints
+from jaxrl_ml.config import CheckpointConfig, ComputeConfig, Evaluation, MeshConfig, ModelConfig, SamplingConfig, load_run
+from jaxrl_ml.data import PromptRenderer
+from jaxrl_ml.evaluate import EvaluationResult, Evaluator, result_table, summarise
+from jaxrl_ml.pretrained import write_model_config
+from jaxrl_ml.programs import Programs
+from jaxrl_ml.sharding import make_mesh
+from jaxrl_ml.tokenizer import Tokenizer
+from jaxrl_ml.types import Example, Scores, UserError
+
+LETTERS = "0123456789abcdefghijkl"
+MODEL = ModelConfig(
+    vocab_size=24, num_layers=1, embed_dim=16, mlp_dim=32, num_heads=2, num_kv_heads=2, head_dim=8, tie_embeddings=False
+)
+TASK = [Example(id=str(i), task="even" if i % 2 == 0 else "odd", fields={"prompt": f"{i}abc"[: 2 + i % 3]}) for i in range(20)]
+
+
+def parity(texts: Sequence[str], examples: Sequence[Example]) -> Scores:
+    """Something that depends on every character of a text."""
+    assert [e.id for e in examples[:: len(texts) // len(examples)]] == [e.id for e in examples]
+    value = np.array([sum(map(ord, text)) for text in texts])
+    reward = (value % 7).astype(np.float32)
+    return Scores(reward, value % 2 == 0, {"seven": reward}, timeout=value % 5 == 0)
+
+
+GREEDY = Evaluation(
+    task=TASK, reward=parity, num_prompts=13, prompts_per_batch=8, sampling=SamplingConfig(8, 6, temperature=0.0)
+)
+SAMPLED = dataclasses.replace(GREEDY, samples_per_prompt=4, sampling=SamplingConfig(8, 6, temperature=1.0))
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_vocabulary(tuple(LETTERS))
+
+
+programs_of = functools.cache(Programs)  # compiled once a mesh, in the commands too
+
+
+@pytest.fixture(autouse=True)
+def shared_programs(monkeypatch) -> None:
+    monkeypatch.setattr("jaxrl_ml.programs.Programs", programs_of)
+
+
+@pytest.fixture(scope="module")
+def single() -> Programs:
+    return programs_of(MODEL, ComputeConfig(), make_mesh(MeshConfig(data=1), jax.devices()[:1]))
+
+
+@pytest.fixture(scope="module")
+def weights(single: Programs) -> dict:
+    return single.gather(single.init(jax.random.key(0)))
+
+
+@pytest.fixture(scope="module")
+def evaluator_of(single: Programs, tokenizer: Tokenizer):
+    def make(evaluation: Evaluation, programs: Programs = single, seed: int = 5) -> Evaluator:
+        return Evaluator(evaluation, programs, tokenizer, PromptRenderer(tokenizer), seed)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def sampled(evaluator_of, weights) -> EvaluationResult:
+    return evaluator_of(SAMPLED).run(weights, 3)
+
+
+def test_metrics_are_those_of_the_records(sampled: EvaluationResult) -> None:
+    assert [(r["id"], r["sample"]) for r in sampled.records] == [(str(i), g) for i in range(13) for g in range(4)]
+    correct = np.array([sum(map(ord, r["completion"])) % 2 == 0 for r in sampled.records])
+    assert [r["correct"] for r in sampled.records] == correct.tolist()
+    assert 0 < correct.mean() < 1
+    metrics = sampled.metrics
+    assert metrics["accuracy"] == pytest.approx(correct.mean())
+    counts = correct.reshape(13, 4).sum(1)
+    for k in (2, 4):
+        assert metrics[f"pass@{k}"] == pytest.approx(passk.pass_at_k(counts, 4, k).mean())
+    by_task = correct.reshape(13, 4)
+    assert metrics["accuracy/even"] == pytest.approx(by_task[::2].mean())
+    assert metrics["accuracy/odd"] == pytest.approx(by_task[1::2].mean())
+    assert metrics["reward"] == pytest.approx(np.mean([r["reward"] for r in sampled.records]))
+    assert metrics["length_tokens"] == pytest.approx(np.mean([r["length"] for r in sampled.records]))
+    for r in sampled.records:
+        assert r["parts"] == {"seven": r["reward"]}
+        assert r["prompt"] == TASK[int(r["id"])].fields["prompt"]
+        # A stop token is counted and has no text; nor has a pad token, which a random model samples too.
+        assert len(r["completion"]) + (not r["truncated"]) <= r["length"] <= 6
+    assert metrics["truncated"] == pytest.approx(np.mean([r["truncated"] for r in sampled.records]))
+    assert metrics["timeout"] == pytest.approx(np.mean([r["timeout"] for r in sampled.records]))
+
+
+def test_names_and_order_of_intervals(sampled: EvaluationResult, evaluator_of, weights) -> None:
+    names = ("accuracy", "pass@2", "pass@4", "accuracy/even", "accuracy/odd")
+    means = ("reward", "length_tokens", "truncated", "timeout")
+    assert sampled.metrics.keys() == {f"{n}{end}" for n in names for end in ("", "_low", "_high")} | set(means)
+    for name in names:
+        assert sampled.metrics[f"{name}_low"] <= sampled.metrics[name] <= sampled.metrics[f"{name}_high"]
+    one_task = dataclasses.replace(GREEDY, task=TASK[::2], num_prompts=5)
+    assert evaluator_of(one_task).run(weights, 0).metrics.keys() == {"accuracy", "accuracy_low", "accuracy_high", *means}
+
+
+def test_planted_verdicts_are_counted_right(evaluator_of, weights) -> None:
+    texts = [r["completion"] for r in evaluator_of(GREEDY).run(weights, 0).records]
+    golds = [text if i in (1, 4, 12) else text + "x" for i, text in enumerate(texts)]
+    task = [dataclasses.replace(e, answer=gold) for e, gold in zip(TASK, golds, strict=False)]
+
+    def exact(texts: Sequence[str], examples: Sequence[Example]) -> np.ndarray:
+        return np.array([float(text == e.answer) for text, e in zip(texts, examples, strict=True)])
+
+    result = evaluator_of(dataclasses.replace(GREEDY, task=task, reward=exact)).run(weights, 0)
+    assert [r["id"] for r in result.records if r["correct"]] == ["1", "4", "12"]
+    assert result.metrics["accuracy"] == pytest.approx(3 / 13)
+    low, high = passk.wilson_interval(3, 13)
+    assert (result.metrics["accuracy_low"], result.metrics["accuracy_high"]) == (low, high)
+    assert result.metrics["timeout"] == 0
+
+
+def test_result_depends_on_seed_and_step_alone(sampled: EvaluationResult, evaluator_of, weights) -> None:
+    evaluator = evaluator_of(SAMPLED)
+    assert evaluator.run(weights, 3) == sampled
+    assert evaluator.run(weights, 4).records != sampled.records
+    assert evaluator_of(SAMPLED, seed=6).run(weights, 3).records != sampled.records
+    greedy = evaluator_of(GREEDY)
+    assert greedy.run(weights, 3).records == greedy.run(weights, 4).records
+
+
+@pytest.mark.parametrize("prompts_per_batch", [5, 64])
+def test_batches_change_nothing(prompts_per_batch: int, sampled: EvaluationResult, evaluator_of, weights) -> None:
+    assert evaluator_of(dataclasses.replace(SAMPLED, prompts_per_batch=prompts_per_batch)).run(weights, 3) == sampled
+
+
+def test_the_mesh_changes_nothing(sampled: EvaluationResult, single: Programs, evaluator_of) -> None:
+    programs = programs_of(MODEL, ComputeConfig(), make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
+    weights = programs.gather(programs.init(jax.random.key(0)))
+    evaluator = evaluator_of(SAMPLED, programs)
+    with jax.transfer_guard("disallow"):
+        assert evaluator.run(weights, 3) == sampled
+
+
+def test_the_next_batch_is_sampled_before_one_is_scored(evaluator_of, weights, monkeypatch) -> None:
+    order = []
+
+    def reward(texts: Sequence[str], examples: Sequence[Example]) -> np.ndarray:
+        order.append("score")
+        return np.zeros(len(texts))
+
+    evaluator = evaluator_of(dataclasses.replace(SAMPLED, reward=reward, prompts_per_batch=5))
+    sample = evaluator._sample
+    monkeypatch.setattr(evaluator, "_sample", lambda *args: order.append("sample") or sample(*args))
+    evaluator.run(weights, 0)
+    assert order == ["sample", "sample", "score", "sample", "score", "score"]
+
+
+def test_stop_and_top_k_reach_the_sampler(evaluator_of, weights) -> None:
+    greedy = evaluator_of(GREEDY).run(weights, 3).records
+    letter = greedy[0]["completion"][1]
+    sampling = dataclasses.replace(GREEDY.sampling, temperature=1.0, top_k=1, stop=(letter,))
+    likeliest = evaluator_of(dataclasses.replace(GREEDY, sampling=sampling)).run(weights, 3).records
+    for free, stopped in zip(greedy, likeliest, strict=True):
+        before, found, _ = free["completion"].partition(letter)
+        assert stopped["completion"] == before + found
+        assert stopped["truncated"] == (not found and free["truncated"])
+
+
+def test_batches_must_split_over_the_mesh(evaluator_of) -> None:
+    programs = Programs(MODEL, ComputeConfig(), make_mesh(MeshConfig(data=4, tensor=2)))
+    for size in (6, 0, -4):
+        with pytest.raises(UserError, match=rf"evaluation test: prompts_per_batch={size} .*multiple of 4"):
+            evaluator_of(dataclasses.replace(GREEDY, prompts_per_batch=size), programs)
+    with pytest.raises(UserError, match="samples_per_prompt=0"):
+        evaluator_of(dataclasses.replace(SAMPLED, samples_per_prompt=0))
+    with pytest.raises(UserError, match="num_prompts=21 exceeds the task's 20"):
+        evaluator_of(dataclasses.replace(GREEDY, num_prompts=21))
+
+
+@pytest.mark.parametrize("num_prompts", range(1, 40, 3))
+@pytest.mark.parametrize("shards", [1, 4])
+def test_batch_size_fits_and_wastes_little(num_prompts: int, shards: int) -> None:
+    evaluation = dataclasses.replace(GREEDY, num_prompts=num_prompts, prompts_per_batch=16)
+    size = evaluate._batch_size(evaluation, shards)
+    batches = math.ceil(num_prompts / size)
+    assert size % shards == 0 and 0 < size <= 16
+    assert batches == math.ceil(num_prompts / 16)
+    assert batches * size - num_prompts < batches * shards
+
+
+def test_a_reward_that_is_not_finite_is_shown_as_it_is() -> None:
+    record = {"task": "t", "correct": False, "reward": math.inf, "length": 1, "truncated": False, "timeout": False}
+    assert summarise([record], 1)["reward"] == math.inf
+    assert math.isnan(summarise([record, {**record, "reward": -math.inf}], 1)["reward"])
+
+
+CONFIG = """
+import numpy as np
+from jaxrl_ml.config import CheckpointConfig, Config, Evaluation, MeshConfig, ModelConfig, SamplingConfig, SFTStage
+from jaxrl_ml.types import Example
+
+def reward(texts, examples):
+    return np.array([float("a" in text) for text in texts])
+
+task = [Example(id=str(i), task="t", fields={"prompt": str(i)}, completion="a") for i in range(8)]
+sampling = SamplingConfig(8, 6, temperature=1.0)
+config = Config(
+    stages=(SFTStage(task=task),), run_dir="unused", model=ModelConfig(), tokenizer=("a",), seed=7,
+    checkpoint=CheckpointConfig(best_metric="eval/test/accuracy"),
+    mesh=MeshConfig(data=2, fsdp=2, tensor=2),
+    evaluations=(
+        Evaluation(task=task, reward=reward, num_prompts=8, prompts_per_batch=8, sampling=sampling),
+        Evaluation(task=task, reward=reward, name="greedy", num_prompts=8, prompts_per_batch=8,
+                   sampling=SamplingConfig(8, 6, temperature=0.0)),
+    ),
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, single: Programs, tokenizer: Tokenizer) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "config.py").write_text(CONFIG)
+    (folder / "overrides.json").write_text("[]")
+    write_model_config(folder, MODEL)
+    tokenizer.save(folder / "tokenizer")
+    with Checkpoints(folder, CheckpointConfig()) as checkpoints:
+        for step in (3, 9):
+            checkpoints.save_params(step, single.init(jax.random.key(step)))
+    return folder
+
+
+def test_command_evaluates_a_run(run: Path, single: Programs, tokenizer: Tokenizer, capsys) -> None:
+    evaluate.main([str(run), "--name", "test"])
+    out = capsys.readouterr().out
+    written = json.loads((run / "evaluations" / "test-9.json").read_text())
+    assert written["step"] == 9 and written["seed"] == 7
+    assert written["evaluation"]["sampling"]["temperature"] == 1.0
+    accuracy = np.mean([r["correct"] for r in written["records"]])
+    assert written["metrics"]["accuracy"] == accuracy and len(written["records"]) == 8
+    assert f"{accuracy:.1%}" in out and f"{written['metrics']['accuracy_low']:.1%} to" in out
+    # The same as in the training loop, on another mesh.
+    config = load_run(run)
+    evaluator = Evaluator(config.evaluations[0], single, tokenizer, PromptRenderer(tokenizer), config.seed)
+    result = evaluator.run(single.gather(single.init(jax.random.key(9))), 9)
+    assert [dict(r) for r in result.records] == written["records"]
+
+
+def test_command_overrides(run: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "new" / "x.json"
+    arguments = [str(run), "--name", "greedy", "--step", "3", "--samples-per-prompt", "4", "--num-prompts", "5"]
+    evaluate.main([*arguments, "--temperature", "0.9", "--out", str(out)])
+    written = json.loads(out.read_text())
+    assert written["step"] == 3 and len(written["records"]) == 20 and "pass@4" in written["metrics"]
+    assert written["evaluation"]["sampling"]["temperature"] == 0.9
+    assert [p.name for p in out.parent.iterdir()] == ["x.json"]
+    assert str(out) in capsys.readouterr().out.replace("\n", "")
+
+
+def test_command_evaluates_a_hugging_face_folder(run: Path, tmp_path: Path, single: Programs, tokenizer: Tokenizer) -> None:
+    from jaxrl_ml.models import hf
+
+    folder = tmp_path / "hf"
+    hf.save_params(folder, single.init(jax.random.key(9)), MODEL, "float32", tokenizer)
+    with pytest.raises(UserError, match="--config"):
+        evaluate.main([str(folder)])
+    with pytest.raises(UserError, match="has no steps"):
+        evaluate.main([str(folder), "--config", str(run / "config.py"), "--step", "9"])
+    evaluate.main([str(folder), "--config", str(run / "config.py")])
+    written = {path.name: json.loads(path.read_text()) for path in (folder / "evaluations").iterdir()}
+    assert written.keys() == {"test.json", "greedy.json"}
+    evaluate.main([str(run), "--name", "greedy"])
+    same = json.loads((run / "evaluations" / "greedy-9.json").read_text())
+    assert written["greedy.json"]["records"] == same["records"]
+
+
+def test_mistakes_are_named(run: Path, tmp_path: Path) -> None:
+    for arguments, words in (
+        (["--name", "tset"], "--name tset: .*test, greedy"),
+        (["--out", "x.json"], "one file for 2 evaluations"),
+        (["--step", "4"], r"no checkpoint 4; it has \[3, 9\]"),
+        (["--samples-per-prompt", "4"], "temperature 0"),
+        (["--num-prompts", "9"], "exceeds the task's 8"),
+        (["--config", "nowhere.py"], "no config file nowhere.py"),
+    ):
+        with pytest.raises(UserError, match=words) as caught:
+            evaluate.main([str(run), *arguments])
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="no folder"):
+        evaluate.main([str(tmp_path / "none")])
+
+
+def test_help_needs_no_jax_and_an_error_is_one_line(tmp_path: Path) -> None:
+    code = "import sys, jaxrl_ml.evaluate as e\ntry: e.main(['--help'])\nexcept SystemExit: print('jax' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip().endswith("False") and "--samples-per-prompt" in found.stdout
+    command = [sys.executable, "-m", "jaxrl_ml.evaluate", str(tmp_path)]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.returncode == 2
+    assert found.stderr.count("\n") == 1 and found.stderr.startswith("error: ")
+
+
+def test_table_and_file_survive_hostile_names_and_numbers(tmp_path: Path) -> None:
+    result = EvaluationResult(
+        {"accuracy/\x1b[2J": 0.5, "reward": math.nan}, [{"completion": "\ud800\x1b[0m", "reward": math.inf}]
+    )
+    evaluate.write_result(tmp_path / "x.json", result, {"source": "s"})
+    written = json.loads((tmp_path / "x.json").read_text(), parse_constant=lambda word: pytest.fail(word))
+    assert written["records"][0]["completion"] == "\ud800\x1b[0m"
+    assert float(written["records"][0]["reward"]) == math.inf
+    cells = [str(cell) for column in result_table("t", result.metrics).columns for cell in column.cells]
+    assert not any("\x1b" in cell for cell in cells)

@@ -1,0 +1,258 @@
+"""What is streamed is what one-shot sampling gives, in whole characters and safe to print."""
+
+from __future__ import annotations
+
+import functools
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from jaxrl_ml import generate
+from jaxrl_ml.checkpoint import Checkpoints
+from jaxrl_ml.config import CheckpointConfig, ComputeConfig, MeshConfig, ModelConfig, SamplingConfig
+from jaxrl_ml.generate import GENERATION_PURPOSE, TextStream, left_padded, prompt_ids, stream
+from jaxrl_ml.metrics import visible
+from jaxrl_ml.models import hf
+from jaxrl_ml.pretrained import write_model_config
+from jaxrl_ml.programs import Programs
+from jaxrl_ml.sampler import settings_of
+from jaxrl_ml.sharding import make_mesh
+from jaxrl_ml.tokenizer import Tokenizer
+from jaxrl_ml.types import UserError
+
+TEMPLATE = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}\n{% endfor %}[assistant]"
+MODEL = ModelConfig(
+    vocab_size=264,
+    num_layers=1,
+    embed_dim=16,
+    mlp_dim=32,
+    num_heads=2,
+    num_kv_heads=2,
+    head_dim=8,
+    max_positions=128,
+    tie_embeddings=False,
+)
+
+
+def byte_tokenizer(template: str | None) -> Tokenizer:
+    """Token i is byte i, so that a character takes up to four; 256 is the end."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]  # GPT-2 spells the others from 256 on
+    others = [byte for byte in range(256) if byte not in printable]
+    spelled = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+    backend = Backend(models.BPE(spelled | {"<eos>": 256}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", clean_up_tokenization_spaces=False)
+    fast.chat_template = template
+    return Tokenizer(fast, [256])
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return shared_byte_tokenizer()
+
+
+programs_of = functools.cache(Programs)  # compiled once, in the commands too
+
+
+@pytest.fixture(autouse=True)
+def shared_programs(monkeypatch) -> None:
+    monkeypatch.setattr("jaxrl_ml.programs.Programs", programs_of)
+
+
+@pytest.fixture(scope="module")
+def programs() -> Programs:
+    return programs_of(MODEL, ComputeConfig(), make_mesh(MeshConfig(data=1), jax.devices()[:1]))
+
+
+@pytest.fixture(scope="module")
+def params(programs: Programs) -> dict:
+    return programs.init(jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def weights(programs: Programs, params: dict) -> dict:
+    return programs.gather(params)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, params: dict, tokenizer: Tokenizer) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    write_model_config(folder, MODEL)
+    tokenizer.save(folder / "tokenizer")
+    with Checkpoints(folder, CheckpointConfig()) as checkpoints:
+        checkpoints.save_params(4, params)
+    return folder
+
+
+def one_shot(programs, weights, tokenizer, ids, sampling: SamplingConfig, num_samples: int, seed: int) -> list[str]:
+    put = programs.layout.put
+    rollout = programs.sample(
+        weights,
+        put(left_padded(ids, tokenizer.pad_id)),
+        put(np.array([seed, GENERATION_PURPOSE, 0, 0], np.uint32)),
+        put(tokenizer.stop_table(sampling.stop, MODEL.vocab_size)),
+        put(settings_of(sampling)),
+        truncates=sampling.truncates,
+        group_size=num_samples,
+        width=sampling.max_completion_tokens,
+    )
+    rows = zip(np.asarray(rollout.completions), np.asarray(rollout.lengths), strict=True)
+    return tokenizer.decode([row[:length] for row, length in rows])
+
+
+SAMPLINGS = {
+    "plain": SamplingConfig(max_completion_tokens=21),
+    "truncated": SamplingConfig(max_completion_tokens=21, temperature=1.3, top_k=40, top_p=0.9, min_p=0.01),
+    "greedy": SamplingConfig(max_completion_tokens=21, temperature=0.0),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLINGS)
+def test_streamed_text_is_the_sampled_text(name: str, programs, weights, tokenizer) -> None:
+    ids = prompt_ids(tokenizer, "3 + 4 =")
+    pieces = list(stream(programs, weights, tokenizer, ids, SAMPLINGS[name], num_samples=3, seed=11))
+    texts = ["".join(column) for column in zip(*pieces, strict=True)]
+    assert len(pieces) == 3
+    assert texts == one_shot(programs, weights, tokenizer, ids, SAMPLINGS[name], 3, 11)
+    assert len(set(texts)) == (1 if name == "greedy" else 3)
+    assert all(texts)
+    again = list(stream(programs, weights, tokenizer, ids, SAMPLINGS[name], num_samples=3, seed=11))
+    assert again == pieces
+    if name == "plain":
+        other = list(stream(programs, weights, tokenizer, ids, SAMPLINGS[name], num_samples=3, seed=12))
+        assert other != pieces
+
+
+def test_streaming_ends_where_all_rows_have_stopped(programs, weights, tokenizer) -> None:
+    ids = prompt_ids(tokenizer, "3 + 4 =")
+    free = one_shot(programs, weights, tokenizer, ids, SAMPLINGS["greedy"], 3, 0)[0]
+    stop = next(char for char in free if char.isascii())
+    expected = free.partition(stop)[0] + stop
+    assert len(expected) < 8 < len(free)
+    sampling = SamplingConfig(max_completion_tokens=21, temperature=0.0, stop=(stop,))
+    pieces = list(stream(programs, weights, tokenizer, ids, sampling, num_samples=3))
+    assert pieces == [[expected] * 3]
+
+
+def test_the_prompt_width_changes_nothing(programs, weights, tokenizer) -> None:
+    ids = prompt_ids(tokenizer, "3 + 4 =")
+    assert left_padded(ids, 0).tokens.shape == (1, 16)
+    for count, width in ((1, 16), (16, 16), (17, 32), (32, 32), (100, 128)):
+        prompts = left_padded(list(range(count)), 9)
+        assert prompts.tokens.shape == prompts.mask.shape == (1, width)
+        assert prompts.tokens[0][prompts.mask[0]].tolist() == list(range(count))
+        assert prompts.mask[0].tolist() == [False] * (width - count) + [True] * count
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(st.lists(st.one_of(st.binary(max_size=5), st.text(max_size=4).map(lambda t: t.encode("utf-8", "replace")))))
+def test_pieces_add_up_to_the_text_whatever_the_bytes(chunks: list[bytes]) -> None:
+    text = TextStream(shared_byte_tokenizer())
+    pieces = [text.push(list(chunk)) for chunk in chunks] + [text.push([], last=True)]
+    assert "".join(pieces) == b"".join(chunks).decode("utf-8", "replace")
+    assert not any(piece.endswith("\ufffd") for piece in pieces[:-1])
+
+
+@functools.cache
+def shared_byte_tokenizer() -> Tokenizer:
+    return byte_tokenizer(None)
+
+
+def test_a_character_waits_until_it_is_whole(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode(["a€😀b"])[0]
+    assert ids == list("a€😀b".encode())
+    text = TextStream(tokenizer)
+    assert [text.push([i]) for i in ids] == ["a", "", "", "€", "", "", "", "😀", "b"]
+    assert text.push(ids[1:3]) == "" and text.push([], last=True) == "\ufffd"
+
+
+def test_prompts_take_the_chat_template_where_there_is_one(tokenizer: Tokenizer) -> None:
+    chat = byte_tokenizer(TEMPLATE)
+
+    def shown(*args, **kwargs) -> str:
+        return chat.decode([prompt_ids(*args, **kwargs)])[0]
+
+    assert shown(chat, "hi") == "[user]hi\n[assistant]"
+    assert shown(chat, "hi", "be brief") == "[system]be brief\n[user]hi\n[assistant]"
+    assert shown(chat, "hi", chat=False) == shown(tokenizer, "hi") == "hi"
+    with pytest.raises(UserError, match="--system 'x' has no place with --no-chat"):
+        prompt_ids(chat, "hi", "x", chat=False)
+    with pytest.raises(UserError, match="--system 'x' has no place for a tokenizer without chat template"):
+        prompt_ids(tokenizer, "hi", "x")
+    for empty in ("", " \n"):
+        with pytest.raises(UserError, match="prompt is empty"):
+            prompt_ids(tokenizer, empty)
+
+
+def test_command_streams_a_run(run: Path, programs, weights, tokenizer, capsys, monkeypatch) -> None:
+    expected = one_shot(programs, weights, tokenizer, prompt_ids(tokenizer, "3 + 4 ="), SAMPLINGS["plain"], 3, 11)
+    arguments = ["--max-new-tokens", "21", "--temperature", "1.0", "--seed", "11", "--num-samples", "3"]
+    generate.main([str(run), "3 + 4 =", *arguments, "--step", "4"])
+    out = capsys.readouterr().out
+    first, second, third = map(visible, expected)
+    assert out == f"{first}\n--- 2 of 3 ---\n{second}\n--- 3 of 3 ---\n{third}\n"
+    assert "\x1b" not in out
+    monkeypatch.setattr(sys, "stdin", io.StringIO("3 + 4 ="))
+    generate.main([str(run), "-", *arguments])
+    assert capsys.readouterr().out == out
+
+
+def test_command_streams_a_hugging_face_folder(tmp_path: Path, params, run: Path, tokenizer, capsys) -> None:
+    folder = tmp_path / "hf"
+    hf.save_params(folder, params, MODEL, "float32", tokenizer)
+    arguments = ["3 + 4 =", "--max-new-tokens", "21", "--temperature", "1.0", "--seed", "11", "--num-samples", "3"]
+    generate.main([str(folder), *arguments])
+    of_folder = capsys.readouterr().out
+    generate.main([str(run), *arguments])
+    assert capsys.readouterr().out == of_folder
+    with pytest.raises(UserError, match="has no steps"):
+        generate.main([str(folder), "x", "--step", "4"])
+
+
+def test_two_devices_write_what_one_does(run: Path, capsys) -> None:
+    arguments = [str(run), "3 + 4 =", "--max-new-tokens", "21", "--temperature", "1.0", "--num-samples", "3"]
+    generate.main(arguments)
+    expected = capsys.readouterr().out
+    generate.main([*arguments, "--tensor", "2"])
+    assert capsys.readouterr().out == expected
+
+
+def test_mistakes_are_named(run: Path, tmp_path: Path) -> None:
+    for arguments, words in (
+        (["--max-new-tokens", "0"], "--max-new-tokens 0"),
+        (["--max-new-tokens", "126"], "prompt of 3 tokens and --max-new-tokens 126 exceed the model's 128"),
+        (["--temperature", "-1"], "temperature=-1"),
+        (["--top-p", "0"], "top_p=0"),
+        (["--num-samples", "2", "--temperature", "0"], "--num-samples 2"),
+        (["--seed", "-1"], "--seed -1"),
+        (["--step", "5"], r"no checkpoint 5; it has \[4\]"),
+        (["--stop", ""], "empty text"),
+        (["--tensor", "0"], "0"),
+        (["--tensor", "99"], "does not fit"),
+    ):
+        with pytest.raises(UserError, match=words) as caught:
+            generate.main([str(run), "1+1", *arguments])
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="neither a Hugging Face model folder"):
+        generate.main([str(tmp_path), "1+1"])
+
+
+def test_help_needs_no_jax_and_an_error_is_one_line(tmp_path: Path) -> None:
+    code = "import sys, jaxrl_ml.generate as g\ntry: g.main(['--help'])\nexcept SystemExit: print('jax' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip().endswith("False") and "--no-chat" in found.stdout
+    command = [sys.executable, "-m", "jaxrl_ml.generate", str(tmp_path / "none"), "x"]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.returncode == 2
+    assert found.stderr.count("\n") == 1 and found.stderr.startswith("error: ")

@@ -1,0 +1,227 @@
+"""The whole loop on a tiny model: stages, resuming after TERM and KILL, meshes, faults, and objects of the user's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from jaxrl_ml.train import main
+from jaxrl_ml.types import UserError
+
+CONFIG = """
+import os, signal
+from pathlib import Path
+import numpy as np
+from jaxrl_ml.config import *
+from jaxrl_ml.rewards.countdown import countdown_reward
+from jaxrl_ml.tasks.countdown import Countdown, compact
+
+calls = 0
+
+def reward(texts, examples):
+    global calls
+    calls += 1
+    fault, _, at = os.environ.get("FAULT", "").partition("@")
+    if fault in ("SIGTERM", "SIGKILL") and calls == int(at):
+        os.kill(os.getpid(), getattr(signal, fault))
+    if fault == "nan" and calls >= int(at):
+        return np.full(len(texts), np.nan)
+    scores = countdown_reward(texts, examples)
+    # A little reward for length, so that the groups of an untrained model differ.
+    return type(scores)(scores.rewards + np.array([len(t) % 7 for t in texts], np.float32) / 10, scores.correct, scores.parts)
+
+def demonstrate(example, rng):
+    fault, _, at = os.environ.get("FAULT", "").partition("@")
+    if fault == "SFT-SIGKILL" and example.id.endswith(at):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return f"<answer>{example.fields['solution'].replace(' ', '')}</answer>"
+
+small = SamplingConfig(max_prompt_tokens=17, max_completion_tokens=8, prompts_per_chunk=8)
+config = Config(
+    run_dir="unset",
+    tokenizer=(*"0123456789+-*/()=: ", "<answer>", "</answer>"),
+    model=ModelConfig(family="qwen3", num_layers=2, embed_dim=32, mlp_dim=64, num_heads=4, num_kv_heads=2, head_dim=8),
+    prompt_format=compact,
+    stages=(
+        SFTStage(Countdown(demonstrate=demonstrate), name="cold_start", num_steps=4, batch_size=8, sequence_length=64),
+        GRPOStage(
+            Countdown(), reward, num_steps=5, prompts_per_step=16, group_size=2, num_minibatches=2, sampling=small,
+            loss=LossConfig(kl="k3", importance_cap=2.0),
+        ),
+    ),
+    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=2),
+    evaluations=(Evaluation(Countdown(split="test"), countdown_reward, num_prompts=8, prompts_per_batch=8,
+                            sampling=SamplingConfig(temperature=0.0, max_prompt_tokens=17, max_completion_tokens=8)),),
+    eval_every_steps=3,
+    checkpoint=CheckpointConfig(every_steps=2),
+    logging=LoggingConfig(console=False, tensorboard=False, samples_every_steps=2),
+)
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.py"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.fixture
+def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda *_: first)
+
+
+def run(path: Path, run_dir: Path, *overrides: str) -> int:
+    return main([str(path), "--run-dir", str(run_dir), *overrides])
+
+
+def records(run_dir: Path, *, tolerate: tuple[str, ...] = ("time/", "rate/")) -> list[dict]:
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith(tolerate)} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    (folder / "tiny.py").write_text(CONFIG)
+    with pytest.MonkeyPatch.context() as patch:
+        first = jax.devices()[:1]
+        patch.setattr(jax, "devices", lambda *_: first)
+        assert run(folder / "tiny.py", folder / "run") == 0
+    return folder / "run"
+
+
+def test_run_writes_what_it_promises(uninterrupted: Path) -> None:
+    found = records(uninterrupted)
+    assert [r["step"] for r in found if "policy/loss" in r or "sft/loss" in r] == list(range(1, 10))
+    assert [r["step"] for r in found if "eval/test/accuracy" in r] == [0, 3, 4, 6, 9]
+    assert {r["stage"] for r in found} == {"cold_start", "grpo"}
+    for name in ("config.py", "config.json", "overrides.json", "model.json", "samples.jsonl", "report.html"):
+        assert (uninterrupted / name).stat().st_size > 0
+    assert json.loads((uninterrupted / "config.json").read_text())["optimizer"]["learning_rate"] == 1e-3
+
+
+def test_steps_learn_from_new_prompts_and_new_noise(uninterrupted: Path) -> None:
+    steps = [r for r in records(uninterrupted) if "policy/loss" in r]
+    assert len({r["policy/entropy"] for r in steps}) == len(steps)
+    assert all(r["policy/sampler_gap"] < 1e-4 for r in steps)
+
+
+@pytest.mark.parametrize("call", [1, 6])
+def test_sigterm_saves_and_resumes_bit_for_bit(
+    config_file: Path, tmp_path: Path, uninterrupted: Path, one_device: None, monkeypatch: pytest.MonkeyPatch, capsys, call: int
+) -> None:
+    monkeypatch.setenv("FAULT", f"SIGTERM@{call}")
+    assert run(config_file, tmp_path / "run") == 0
+    assert "resume with: python -m jaxrl_ml.train" in capsys.readouterr().out
+    monkeypatch.setenv("FAULT", "")
+    assert run(config_file, tmp_path / "run") == 0
+    assert records(tmp_path / "run") == records(uninterrupted)
+    assert (tmp_path / "run/samples.jsonl").read_text() == (uninterrupted / "samples.jsonl").read_text()
+
+
+@pytest.mark.parametrize("fault", ["SFT-SIGKILL@9", "SIGKILL@7"])
+def test_sigkill_resumes_bit_for_bit(
+    config_file: Path, tmp_path: Path, uninterrupted: Path, one_device: None, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    # The same devices as here: how many there are changes how the CPU splits a sum.
+    program = (
+        "import sys, jax; first = jax.devices()[:1]; jax.devices = lambda *_: first\n"
+        "from jaxrl_ml.train import main; main(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", program, str(config_file), "--run-dir", str(tmp_path / "run")]
+    killed = subprocess.run(command, env=os.environ | {"FAULT": fault}, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    assert run(config_file, tmp_path / "run") == 0
+    assert records(tmp_path / "run") == records(uninterrupted)
+
+
+def test_eight_devices_give_the_result_of_one(config_file: Path, tmp_path: Path, uninterrupted: Path) -> None:
+    assert run(config_file, tmp_path / "run", "--mesh.fsdp", "4", "--mesh.tensor", "2") == 0
+    for one, eight in zip(records(uninterrupted), records(tmp_path / "run"), strict=True):
+        assert one.keys() == eight.keys()
+        for name in one.keys() - {"stage"}:
+            assert eight[name] == pytest.approx(one[name], rel=1e-3, abs=1e-4), (one["step"], name)
+
+
+def test_a_run_resumes_on_another_mesh(
+    config_file: Path, tmp_path: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("FAULT", "SIGTERM@4")
+        first = jax.devices()[:1]
+        patch.setattr(jax, "devices", lambda *_: first)
+        assert run(config_file, tmp_path / "run") == 0
+    assert run(config_file, tmp_path / "run", "--mesh.fsdp", "2", "--mesh.tensor", "2") == 0
+    last, expected = records(tmp_path / "run")[-1], records(uninterrupted)[-1]
+    assert last["step"] == expected["step"] == 9
+    assert last["eval/test/accuracy"] == pytest.approx(expected["eval/test/accuracy"], abs=0.13)
+
+
+def test_finished_run_is_left_alone(config_file: Path, tmp_path: Path, one_device: None, capsys) -> None:
+    short = ("--stages.0.num-steps", "1", "--stages.1.num-steps", "1")
+    assert run(config_file, tmp_path / "run", *short) == 0
+    before = (tmp_path / "run/metrics.jsonl").read_text()
+    assert run(config_file, tmp_path / "run", *short) == 0
+    assert "is finished at step 2" in capsys.readouterr().out
+    assert (tmp_path / "run/metrics.jsonl").read_text() == before
+    with pytest.raises(UserError, match=r"holds a run with optimizer.learning_rate=0.001, not 0.5; use that value, or another"):
+        run(config_file, tmp_path / "run", *short, "--optimizer.learning-rate", "0.5")
+
+
+def test_nonfinite_rewards_stop_the_run(
+    config_file: Path, tmp_path: Path, one_device: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAULT", "nan@3")
+    with pytest.raises(UserError, match=r"not finite 2 steps in a row \(max_nonfinite_steps=2\)"):
+        run(config_file, tmp_path / "run", "--max-nonfinite-steps", "2")
+    skipped = [r for r in records(tmp_path / "run") if r.get("reward/nonfinite", 0) > 0]
+    assert [r["train/nonfinite_steps"] for r in skipped] == [1, 2]
+    assert all("policy/loss" not in r for r in skipped)
+
+
+def test_usage_errors_are_one_line(config_file: Path, tmp_path: Path) -> None:
+    for arguments, expected in (
+        ([], "usage: python -m jaxrl_ml.train CONFIG"),
+        ([str(tmp_path / "no.py")], "no config file"),
+        ([str(config_file), "--run-dir", str(tmp_path / "r"), "--mesh.fsdp", "3"], "does not fit 8 device"),
+        (
+            [str(config_file), "--run-dir", str(tmp_path / "r"), "--stages.1.prompts-per-step", "6"],
+            "prompts_per_chunk=8 must divide prompts_per_step=6",
+        ),
+    ):
+        with pytest.raises(UserError, match=expected) as caught:
+            main(arguments)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_checkpoint_is_named(
+    config_file: Path, tmp_path: Path, one_device: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAULT", "SIGTERM@6")
+    assert run(config_file, tmp_path / "run") == 0
+    last = max(int(folder.name) for folder in (tmp_path / "run/checkpoints").iterdir())
+    for path in (tmp_path / f"run/checkpoints/{last}/params").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match=rf"checkpoints/{last} cannot be restored .* delete that folder to fall back") as caught:
+        run(config_file, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_readme_example_runs(tmp_path: Path, one_device: None) -> None:
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    example = next(block for block in text.split("```python\n")[1:] if "def reward" in block).split("```")[0]
+    (tmp_path / "double.py").write_text(example)
+    small = ["--model.num-layers", "1", "--model.embed-dim", "16", "--model.mlp-dim", "16", "--model.num-heads", "1"]
+    small += ["--model.num-kv-heads", "1", "--stages.0.sampling.max-completion-tokens", "4", "--logging.no-console"]
+    assert run(tmp_path / "double.py", tmp_path / "run", *small) == 0
+    assert [r["step"] for r in records(tmp_path / "run") if "reward/mean" in r] == [1, 2]
