@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,13 @@ class Checkpoints:
     def __init__(self, run_dir: Path, config: CheckpointConfig, read_only: bool = False) -> None:
         self.folder = Path(run_dir).absolute() / "checkpoints"
         kept: list[Any] = [policies.LatestN(n=config.keep)]
+        rank = None
         if config.best_metric is not None:
-            name = config.best_metric
-            best = policies.BestN(get_metric_fn=lambda metrics: metrics[name], n=1, keep_checkpoints_without_metrics=False)
-            kept.append(best)
+            rank = itemgetter(config.best_metric)
+            kept.append(policies.BestN(get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(kept),
+            best_fn=rank,  # without it orbax writes no metrics, and a resumed run forgets its best
             create=not read_only,
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
@@ -60,7 +62,9 @@ class Checkpoints:
                     ranked[step] = metrics[self._best_metric]
         return max(ranked, key=ranked.__getitem__) if ranked else max(self.steps(), default=None)
 
-    def save(self, step: int, state: TrainState, progress: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
+    def save(
+        self, step: int, state: TrainState, progress: Mapping[str, Any], metrics: Mapping[str, float] | None = None
+    ) -> None:
         """Saves a step in the background; the arrays are copied before it returns, so they may be donated."""
         items = {
             "params": ocp.args.StandardSave(state.params),

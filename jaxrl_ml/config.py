@@ -62,6 +62,8 @@ class ModelConfig:
         return self.family == "qwen3"
 
     def __post_init__(self) -> None:
+        for name in ("num_layers", "embed_dim", "mlp_dim", "num_heads", "num_kv_heads", "head_dim"):
+            _require(getattr(self, name) >= 1, f"model.{name}={getattr(self, name)} must be at least 1")
         _require(
             self.num_heads % self.num_kv_heads == 0,
             f"model.num_heads={self.num_heads} must be a multiple of model.num_kv_heads={self.num_kv_heads}",
@@ -219,7 +221,8 @@ class SFTStage:
     """Carry the moments over from the stage before instead of starting afresh."""
 
     def __post_init__(self) -> None:
-        _require(self.num_steps >= 1, f"{self.name}.num_steps={self.num_steps} must be at least 1")
+        for name in ("num_steps", "batch_size", "sequence_length", "num_microbatches"):
+            _require(getattr(self, name) >= 1, f"{self.name}.{name}={getattr(self, name)} must be at least 1")
         _require(
             self.batch_size % self.num_microbatches == 0,
             f"{self.name}.batch_size={self.batch_size} must be a multiple of num_microbatches={self.num_microbatches}",
@@ -251,7 +254,8 @@ class GRPOStage:
 
     def __post_init__(self) -> None:
         n = self.name
-        _require(self.num_steps >= 1, f"{n}.num_steps={self.num_steps} must be at least 1")
+        for name in ("num_steps", "prompts_per_step", "num_minibatches", "num_epochs", "num_microbatches"):
+            _require(getattr(self, name) >= 1, f"{n}.{name}={getattr(self, name)} must be at least 1")
         _require(
             self.group_size >= 2,
             f"{n}.group_size={self.group_size}: a group baseline needs at least 2 samples a prompt",

@@ -34,7 +34,8 @@ def token_logprobs(
 
     def chunk(carry, slices):
         h, t = slices
-        logits = jnp.einsum("bcd,dv->bcv", h, head, preferred_element_type=jnp.float32) / temperature
+        # Cast here, not before the scan: the head's gradient is summed over the chunks in float32.
+        logits = jnp.einsum("bcd,dv->bcv", h, head.astype(h.dtype), preferred_element_type=jnp.float32) / temperature
         logits = constrain(logits, ("rows", None, "vocab"))
         top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
         shifted = logits - top

@@ -61,6 +61,8 @@ def load_params(path: str | Path, model: Transformer, shardings: Any, step: int 
     """The weights, float32, onto `shardings`; of a run: those of checkpoint `step` (None: the best, or else the latest)."""
     path = _require_model(Path(path))
     if not is_run(path):
+        if step is not None:
+            raise UserError(f"step={step}: {path} is a Hugging Face folder and has no steps; leave the step out")
         return hf.load_params(path, model, shardings)
     from jaxrl_ml.checkpoint import Checkpoints
 

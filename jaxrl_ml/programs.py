@@ -133,7 +133,5 @@ class Programs:
 
     def fit(self, stage: SFTStage, optimizer: optax.GradientTransformation) -> Any:
         """(state, packed batch) → (state, metrics); the state is donated."""
-        bound = partial(
-            update.sft_update, self.model, optimizer, stage.num_microbatches, self.compute.logprob_chunk_tokens
-        )
+        bound = partial(update.sft_update, self.model, optimizer, stage.num_microbatches, self.compute.logprob_chunk_tokens)
         return jax.jit(bound, donate_argnums=(0,), out_shardings=(self.state_shardings(optimizer), self.layout.replicated))

@@ -48,9 +48,7 @@ def settings_of(config: SamplingConfig) -> Settings:
     """The data part of a sampling config, on the host."""
     import numpy as np
 
-    return Settings(
-        np.float32(config.temperature), np.int32(config.top_k), np.float32(config.top_p), np.float32(config.min_p)
-    )
+    return Settings(np.float32(config.temperature), np.int32(config.top_k), np.float32(config.top_p), np.float32(config.min_p))
 
 
 def prompt_positions(mask: jax.Array) -> jax.Array:
@@ -73,7 +71,8 @@ def truncate(logits: jax.Array, settings: Settings) -> jax.Array:
     V = logits.shape[-1]
     ordered = jnp.sort(logits, axis=-1, descending=True)
     rank = jnp.arange(V)[None]
-    ordered = jnp.where(rank < jnp.where(settings.top_k > 0, settings.top_k, V), ordered, MASKED)
+    last = jnp.where(settings.top_k > 0, jnp.minimum(settings.top_k, V), V) - 1
+    ordered = jnp.where(ordered >= jnp.take(ordered, last[None], axis=-1), ordered, MASKED)  # ties with the k-th stay
     probs = jax.nn.softmax(ordered, axis=-1)
     before = jnp.cumsum(probs, axis=-1) - probs
     # A token is kept while the mass before it is short of top_p; the first one always is.

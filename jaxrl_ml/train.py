@@ -282,8 +282,11 @@ def train(config: Config, source: Path, overrides: Sequence[str] = ()) -> int:
     from jaxrl_ml.pretrained import write_model_config
     from jaxrl_ml.report import write_report
 
-    jax.config.update("jax_numpy_rank_promotion", "raise")
     run_dir = Path(config.run_dir)
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    if jax.config.jax_compilation_cache_dir is None:  # a resumed or repeated run starts in seconds
+        jax.config.update("jax_compilation_cache_dir", str(run_dir.absolute().parent / ".compilation_cache"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     programs, tokenizer = build(config)
     write_model_config(run_dir, programs.model.config)
     tokenizer.save(run_dir / "tokenizer")

@@ -31,8 +31,8 @@ def attention(
     R = N // K
     q = q * jnp.asarray(H**-0.5, q.dtype)
     own = jnp.einsum("bkxh,bksh->bkxs", q.reshape(B, K, R * c, H), k, preferred_element_type=jnp.float32)
-    own = jnp.where(mask[:, None, None], own.reshape(B, K, R, c, -1), MASKED)
-    top = own.max(-1, keepdims=True)
+    own = jnp.where(mask[:, None, None], own.reshape(B, K, R, c, k.shape[2]), MASKED)
+    top = own.max(-1, keepdims=True, initial=MASKED)  # a prompt of one token prefills none
     if prompt is None:
         weights = jnp.exp(own - jax.lax.stop_gradient(top))
         mixed, total = _mix_own(weights, v), weights.sum(-1)
@@ -62,4 +62,4 @@ def attention(
 def _mix_own(weights: jax.Array, v: jax.Array) -> jax.Array:
     B, K, R, c, S = weights.shape
     flat = weights.reshape(B, K, R * c, S).astype(v.dtype)
-    return jnp.einsum("bkxs,bksh->bkxh", flat, v, preferred_element_type=jnp.float32).reshape(B, K, R, c, -1)
+    return jnp.einsum("bkxs,bksh->bkxh", flat, v, preferred_element_type=jnp.float32).reshape(B, K, R, c, v.shape[-1])

@@ -252,7 +252,9 @@ class Transformer:
             shared = None if layer_prompt is None else (*layer_prompt, prompt_mask)
             return self.block.apply({"params": layer_params}, x, cos, sin, mask, shared, layer_own, start)
 
-        x = jnp.take(params["embed"], tokens, axis=0).astype(self.dtype)
+        # Gathered over fsdp first: a lookup whose result is split along embed cannot be moved to rows without a full copy.
+        table = self.constrain(params["embed"], ("vocab", None))
+        x = jnp.take(table, tokens, axis=0).astype(self.dtype)
         x = self.constrain(x, ("rows", None, None))
         layers = params["layers"]
         if isinstance(layers, tuple):

@@ -1,0 +1,101 @@
+"""`python -m jaxrl_ml.convert`: a Hugging Face folder into a run folder, and a run's checkpoint into a Hugging Face folder.
+
+    from-hf DIR RUN                                          weights, tokenizer and chat template to start runs from
+    to-hf RUN DIR [--step N] [--dtype float32|bfloat16]      a folder that transformers reads
+
+Both go through host memory on one device, which holds one float32 copy of the model; a training run that is given a Hugging
+Face folder as `init_from` reads it straight onto its mesh instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from jaxrl_ml.config import run_command
+from jaxrl_ml.types import Params, UserError
+
+if TYPE_CHECKING:
+    from jaxrl_ml.config import ModelConfig
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    commands = {"from-hf": from_hf, "to-hf": to_hf}
+    tyro.extras.subcommand_cli_from_dict(commands, args=argv, prog="python -m jaxrl_ml.convert", description=__doc__)
+
+
+def from_hf(folder: Annotated[Path, tyro.conf.Positional], run: Annotated[Path, tyro.conf.Positional]) -> None:
+    """Import a Hugging Face folder.
+
+    Args:
+        folder: The Hugging Face folder: config.json, safetensors, tokenizer.
+        run: The run folder to make; it must not exist, or be empty.
+    """
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise UserError(f"{run} exists and is not empty: give another folder, or remove it")
+    from jaxrl_ml import pretrained
+    from jaxrl_ml.checkpoint import Checkpoints
+    from jaxrl_ml.config import CheckpointConfig
+
+    if pretrained.is_run(folder):
+        raise UserError(f"{folder} is a run folder already; from-hf takes a Hugging Face folder")
+    config, params = _load(folder, None)
+    tokenizer = pretrained.read_tokenizer(folder)
+    with Checkpoints(run, CheckpointConfig()) as checkpoints:
+        checkpoints.save_params(0, params)
+    tokenizer.save(run / "tokenizer")
+    pretrained.write_model_config(run, config)  # last: it is what makes the folder a model
+    print(f"wrote {_describe(config, params)} from {folder} to run folder {run}, step 0")
+
+
+def to_hf(
+    run: Annotated[Path, tyro.conf.Positional],
+    folder: Annotated[Path, tyro.conf.Positional],
+    step: int | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+) -> None:
+    """Export a checkpoint of a run.
+
+    Args:
+        run: The run folder.
+        folder: The Hugging Face folder to make; it must not exist, or be empty.
+        step: Which checkpoint; by default the best by the run's checkpoint.best_metric, or else the latest.
+        dtype: How the weights are stored.
+    """
+    from jaxrl_ml import pretrained
+    from jaxrl_ml.models import hf
+
+    if not pretrained.is_run(run):
+        raise UserError(f"{run} is not a run folder: it has no model.json")
+    config, params = _load(run, step)
+    hf.save_params(folder, params, config, dtype, pretrained.read_tokenizer(run))
+    of = "its best or latest checkpoint" if step is None else f"step {step}"
+    print(f"wrote {_describe(config, params)} from {run}, {of}, to Hugging Face folder {folder} in {dtype}")
+
+
+def _load(path: Path, step: int | None) -> tuple[ModelConfig, Params]:
+    import jax
+
+    from jaxrl_ml import pretrained
+    from jaxrl_ml.config import MeshConfig
+    from jaxrl_ml.models.transformer import Transformer
+    from jaxrl_ml.sharding import Layout, make_mesh
+
+    model = Transformer(pretrained.read_model_config(path))
+    layout = Layout(make_mesh(MeshConfig(), jax.devices("cpu")[:1]))
+    shardings = layout.tree(model.axes(), jax.eval_shape(model.init, jax.random.key(0)))
+    return model.config, pretrained.load_params(path, model, shardings, step)
+
+
+def _describe(config: ModelConfig, params: Params) -> str:
+    import jax
+
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return f"a {config.family} model of {count / 1e6:,.2f}M parameters"
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,368 @@
+"""Hugging Face folders both ways: config.json ↔ ModelConfig, safetensors ↔ our parameter tree, through one name table.
+
+Reading goes straight onto the mesh, each device asking for its own slices of the files. Writing holds one file's tensors on
+the host at a time. What this decoder does not compute is refused by name and value, never ignored.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from jaxrl_ml.config import ModelConfig, RopeScaling
+from jaxrl_ml.models.transformer import Transformer
+from jaxrl_ml.tokenizer import Tokenizer
+from jaxrl_ml.types import Params, UserError
+
+_ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
+_REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+
+
+class Weight(NamedTuple):
+    """How Hugging Face stores a parameter: its name ({}: the layer), and which of our axes each of its axes joins."""
+
+    name: str
+    axes: tuple[tuple[int, ...], ...]
+
+
+_VECTOR = ((0,),)
+_LINEAR = ((1,), (0,))  # ours [inputs, outputs], theirs [outputs, inputs]
+_TO_HEADS = ((1, 2), (0,))  # ours [D, heads, H]
+_BIAS = ((0, 1),)
+
+WEIGHTS: dict[str, Weight] = {
+    "embed": Weight("model.embed_tokens.weight", ((0,), (1,))),
+    "layers/attention_norm/scale": Weight("model.layers.{}.input_layernorm.weight", _VECTOR),
+    "layers/attention/q": Weight("model.layers.{}.self_attn.q_proj.weight", _TO_HEADS),
+    "layers/attention/k": Weight("model.layers.{}.self_attn.k_proj.weight", _TO_HEADS),
+    "layers/attention/v": Weight("model.layers.{}.self_attn.v_proj.weight", _TO_HEADS),
+    "layers/attention/q_bias": Weight("model.layers.{}.self_attn.q_proj.bias", _BIAS),
+    "layers/attention/k_bias": Weight("model.layers.{}.self_attn.k_proj.bias", _BIAS),
+    "layers/attention/v_bias": Weight("model.layers.{}.self_attn.v_proj.bias", _BIAS),
+    "layers/attention/q_norm/scale": Weight("model.layers.{}.self_attn.q_norm.weight", _VECTOR),
+    "layers/attention/k_norm/scale": Weight("model.layers.{}.self_attn.k_norm.weight", _VECTOR),
+    "layers/attention/o": Weight("model.layers.{}.self_attn.o_proj.weight", ((2,), (0, 1))),
+    "layers/mlp_norm/scale": Weight("model.layers.{}.post_attention_layernorm.weight", _VECTOR),
+    "layers/mlp/gate": Weight("model.layers.{}.mlp.gate_proj.weight", _LINEAR),
+    "layers/mlp/up": Weight("model.layers.{}.mlp.up_proj.weight", _LINEAR),
+    "layers/mlp/down": Weight("model.layers.{}.mlp.down_proj.weight", _LINEAR),
+    "final_norm/scale": Weight("model.norm.weight", _VECTOR),
+    "lm_head": Weight("lm_head.weight", _LINEAR),
+}
+
+
+def read_config(folder: str | Path) -> ModelConfig:
+    """The shape of the model in a Hugging Face folder.
+
+    Raises UserError, naming key and value, for an architecture or option that this decoder does not compute.
+    """
+    path = Path(folder) / "config.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: give a Hugging Face folder with config.json and safetensors") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+    names = raw.get("architectures") or [f"model_type {raw.get('model_type')}"]
+    family = _ARCHITECTURES.get(names[0])
+    if family is None or len(names) > 1:
+        raise UserError(f"{path}: architectures={names} is not supported; those that are: {', '.join(_ARCHITECTURES)}")
+    missing = [key for key in _REQUIRED if not isinstance(raw.get(key), int)]
+    if missing:
+        raise UserError(f"{path}: {missing[0]}={raw.get(missing[0])!r} must be a number")
+    _refuse_options(path, raw, family)
+    heads = raw["num_attention_heads"]
+    # Defaults of absent keys are those of transformers' classes.
+    head_dim = raw.get("head_dim") or (128 if family == "qwen3" else raw["hidden_size"] // heads)
+    theta, scaling = _read_rope(path, raw)
+    return ModelConfig(
+        family=family,
+        vocab_size=raw["vocab_size"],
+        num_layers=raw["num_hidden_layers"],
+        embed_dim=raw["hidden_size"],
+        mlp_dim=raw["intermediate_size"],
+        num_heads=heads,
+        num_kv_heads=raw.get("num_key_value_heads") or heads,
+        head_dim=head_dim,
+        rope_theta=theta,
+        rope_scaling=scaling,
+        norm_eps=raw.get("rms_norm_eps", 1e-6),
+        tie_embeddings=raw.get("tie_word_embeddings", False),
+        max_positions=raw.get("max_position_embeddings", 2048),
+    )
+
+
+def _refuse_options(path: Path, raw: dict[str, Any], family: str) -> None:
+    """Raises UserError for the first option that would change what the model computes."""
+    layers = raw["num_hidden_layers"]
+    windowed = raw.get("use_sliding_window") and raw.get("sliding_window") is not None
+    first_windowed = raw.get("max_window_layers", 28)
+    refused = {
+        "attention_bias": bool(raw.get("attention_bias")) and family != "qwen2",  # qwen2 has no such option
+        "mlp_bias": bool(raw.get("mlp_bias")),
+        "hidden_act": raw.get("hidden_act", "silu") not in ("silu", "swish"),
+        "sliding_window": bool(windowed) and "layer_types" not in raw and family != "llama" and first_windowed < layers,
+        "layer_types": family != "llama" and any(kind != "full_attention" for kind in raw.get("layer_types") or ()),
+        "quantization_config": raw.get("quantization_config") is not None,
+        "partial_rotary_factor": raw.get("partial_rotary_factor") not in (None, 1, 1.0),
+        "pretraining_tp": (raw.get("pretraining_tp") or 1) > 1,
+    }
+    for key, refuse in refused.items():
+        if refuse:
+            raise UserError(f"{path}: {key}={raw[key]!r} is not supported; use a checkpoint without it")
+
+
+def _read_rope(path: Path, raw: dict[str, Any]) -> tuple[float, RopeScaling | None]:
+    """Theta and scaling, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (4)."""
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "llama3") or any(isinstance(value, dict) for value in rope.values()):
+        raise UserError(f"{path}: rope_type={kind!r} in {rope} is not supported; those that are: default, llama3")
+    if rope.get("partial_rotary_factor") not in (None, 1, 1.0):
+        raise UserError(f"{path}: partial_rotary_factor={rope['partial_rotary_factor']} is not supported; it must be 1")
+    theta = float(rope.get("rope_theta", raw.get("rope_theta", 10_000.0)))
+    if kind == "default":
+        return theta, None
+    missing = [key for key in RopeScaling.__dataclass_fields__ if key not in rope]
+    if missing:
+        raise UserError(f"{path}: rope_type=llama3 needs {missing[0]}; add it")
+    return theta, RopeScaling(**{key: rope[key] for key in RopeScaling.__dataclass_fields__})
+
+
+class _Checkpoint:
+    """The open safetensors files of a folder, as one mapping from tensor names."""
+
+    def __init__(self, folder: Path, stack: ExitStack):
+        self.file_of: dict[str, Path] = {}
+        self._open: dict[Path, Any] = {}
+        for path in _safetensors_files(folder):
+            try:
+                self._open[path] = stack.enter_context(safe_open(path, framework="numpy"))
+            except (OSError, SafetensorError) as error:
+                raise UserError(f"{path} is truncated or not a safetensors file ({error}); fetch it again") from error
+            for name in self._open[path].keys():  # noqa: SIM118 - not a mapping
+                if name in self.file_of:
+                    raise UserError(f"tensor {name} is in {self.file_of[name].name} and in {path.name}; keep one")
+                self.file_of[name] = path
+
+    def slice_of(self, name: str) -> Any:
+        return self._open[self.file_of[name]].get_slice(name)
+
+    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        return np.asarray(self.slice_of(name)[index]).astype(np.float32)
+
+
+def _safetensors_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise UserError(f"{index} is not a safetensors index with a weight_map; fetch it again") from error
+    else:
+        names = ["model.safetensors"]
+    outside = [name for name in names if Path(name).name != name]
+    if outside:
+        raise UserError(f"{index} names {outside[0]}, which is not a file beside it; fetch it again")
+    absent = [name for name in names if not (folder / name).is_file()]
+    if not absent:
+        return [folder / name for name in names]
+    if any(folder.glob("*.bin")):
+        raise UserError(
+            f"{folder} holds PyTorch .bin pickles, which can run code when they are read: convert them with transformers, "
+            "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(OUT)"
+        )
+    raise UserError(f"{folder} lacks {absent[0]}; fetch it again")
+
+
+def load_params(folder: str | Path, model: Transformer, shardings: Params) -> Params:
+    """Reads the weights of a Hugging Face folder as float32, each device's slices straight from the files.
+
+    shardings: a tree like the parameters. Host memory: one shard of one parameter at a time.
+    Raises UserError for a missing, extra, misshapen or unreadable tensor, naming it and its file.
+    """
+    folder = Path(folder)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    with ExitStack() as stack:
+        checkpoint = _Checkpoint(folder, stack)
+        _check_tensors(folder, checkpoint, shapes, model.config)
+
+        def load(path, leaf, sharding):
+            return jax.make_array_from_callback(
+                leaf.shape, sharding, lambda i: _read_leaf(checkpoint, _key(path), leaf.shape, i)
+            )
+
+        return jax.tree_util.tree_map_with_path(load, shapes, shardings)
+
+
+def _key(path: tuple[Any, ...]) -> str:
+    return "/".join(part.key for part in path)
+
+
+def _tensors(shapes: Params) -> Iterator[tuple[str, str, int | None, tuple[int, ...]]]:
+    """(HF name, our key, layer or None, HF shape) of every tensor, in the order of the layers."""
+    leaves = {_key(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
+    assert leaves.keys() <= WEIGHTS.keys(), leaves.keys() - WEIGHTS.keys()
+    stacked = [key for key in leaves if key.startswith("layers/")]
+    num_layers = leaves[stacked[0]][0]
+    single = [(key, None) for key in leaves if key not in stacked]
+    for key, layer in single + [(key, layer) for layer in range(num_layers) for key in stacked]:
+        shape = leaves[key] if layer is None else leaves[key][1:]
+        name, axes = WEIGHTS[key]
+        yield name.format(layer), key, layer, tuple(math.prod(shape[a] for a in group) for group in axes)
+
+
+def _check_tensors(folder: Path, checkpoint: _Checkpoint, shapes: Params, config: ModelConfig) -> None:
+    """Every expected tensor is there once, in its shape and a float type, and no other."""
+    expected = {name: shape for name, _, _, shape in _tensors(shapes)}
+    head, embed = WEIGHTS["lm_head"].name, WEIGHTS["embed"].name
+    for name in expected:
+        if name not in checkpoint.file_of:
+            hint = "; or set tie_word_embeddings in its config.json" if name == head else ""
+            raise UserError(f"tensor {name} is missing from {folder}: the files do not fit its config.json{hint}")
+    tied_head = config.tie_embeddings and head in checkpoint.file_of
+    if tied_head:
+        expected[head] = expected[embed]
+    for name, file in checkpoint.file_of.items():
+        if name.endswith("rotary_emb.inv_freq"):
+            continue
+        if name not in expected:
+            raise UserError(f"tensor {name} in {file} has no place in the model that its config.json describes")
+        view = checkpoint.slice_of(name)
+        if tuple(view.get_shape()) != expected[name]:
+            raise UserError(
+                f"tensor {name} in {file} has shape {view.get_shape()}; config.json asks for {list(expected[name])}"
+            )
+        if view.get_dtype() not in ("F32", "F16", "BF16"):
+            raise UserError(f"tensor {name} in {file} has dtype {view.get_dtype()}; those that are read: F32, F16, BF16")
+    if tied_head:
+        rows = max(1, 2**24 // config.embed_dim)
+        for start in range(0, config.vocab_size, rows):
+            index = (slice(start, min(start + rows, config.vocab_size)),)
+            if not np.array_equal(checkpoint.read(head, index), checkpoint.read(embed, index)):
+                raise UserError(
+                    f"tensor {head} in {checkpoint.file_of[head]} differs from {embed}; set tie_word_embeddings=false"
+                )
+
+
+def _read_leaf(checkpoint: _Checkpoint, key: str, shape: tuple[int, ...], index: tuple[slice, ...]) -> np.ndarray:
+    """The part `index` of our parameter, read from the tensor(s) that hold it."""
+    name, axes = WEIGHTS[key]
+    bounds = [part.indices(size) for part, size in zip(index, shape, strict=True)]
+    if not key.startswith("layers/"):
+        return _read_part(checkpoint, name, axes, shape, bounds)
+    out = np.empty([stop - start for start, stop, _ in bounds], np.float32)
+    for row, layer in enumerate(range(*bounds[0])):
+        out[row] = _read_part(checkpoint, name.format(layer), axes, shape[1:], bounds[1:])
+    return out
+
+
+def _read_part(checkpoint, name, axes, shape, bounds) -> np.ndarray:
+    """One tensor's part: a joined axis is cut along the first of ours, and the others of the group are read whole."""
+    order = [a for group in axes for a in group]
+    cut = tuple(slice(*(bound * math.prod(shape[a] for a in group[1:]) for bound in bounds[group[0]][:2])) for group in axes)
+    firsts = {group[0] for group in axes}
+    read = checkpoint.read(name, cut).reshape([bounds[a][1] - bounds[a][0] if a in firsts else shape[a] for a in order])
+    ours = read.transpose(np.argsort(order))
+    return ours[tuple(slice(None) if a in firsts else slice(*bounds[a]) for a in range(len(shape)))]
+
+
+def save_params(
+    folder: str | Path,
+    params: Params,
+    config: ModelConfig,
+    dtype: Literal["float32", "bfloat16"],
+    tokenizer: Tokenizer,
+    max_shard_bytes: float = 5e9,
+) -> None:
+    """Writes a folder that `transformers.AutoModelForCausalLM` reads: config, safetensors, tokenizer and chat template.
+
+    One file's tensors are on the host at a time. The folder appears under its name when it is complete.
+    Raises UserError where it exists and is not empty, and for a shape that transformers refuses.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not empty: give another folder, or remove it")
+    if config.embed_dim % config.num_heads:
+        raise UserError(
+            f"embed_dim={config.embed_dim} is not a multiple of num_heads={config.num_heads}: transformers refuses it"
+        )
+    temporary = folder.with_name(folder.name + ".tmp")
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    temporary.mkdir(parents=True)
+    tokenizer.save(temporary)
+    _write_config(temporary / "config.json", config, dtype, tokenizer)
+    _write_weights(temporary, params, np.dtype(np.float32 if dtype == "float32" else ml_dtypes.bfloat16), max_shard_bytes)
+    if folder.exists():
+        folder.rmdir()
+    temporary.replace(folder)
+
+
+def _write_weights(folder: Path, params: Params, dtype: np.dtype, max_shard_bytes: float) -> None:
+    files: list[list[tuple[str, str, int | None]]] = [[]]
+    size = total = 0
+    for name, key, layer, shape in _tensors(params):
+        num_bytes = math.prod(shape) * dtype.itemsize
+        if files[-1] and size + num_bytes > max_shard_bytes:
+            files.append([])
+            size = 0
+        files[-1].append((name, key, layer))
+        size, total = size + num_bytes, total + num_bytes
+    leaves = {_key(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    weight_map = {}
+    for i, tensors in enumerate(files):
+        file = "model.safetensors" if len(files) == 1 else f"model-{i + 1:05d}-of-{len(files):05d}.safetensors"
+        host = {name: _fetch(leaves[key], WEIGHTS[key].axes, layer, dtype) for name, key, layer in tensors}
+        save_file(host, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(host, file)
+    if len(files) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _fetch(leaf: jax.Array, axes: tuple[tuple[int, ...], ...], layer: int | None, dtype: np.dtype) -> np.ndarray:
+    """A parameter (of one layer) on the host as Hugging Face stores it."""
+    ours = np.asarray(jax.device_get(leaf if layer is None else leaf[layer])).astype(dtype)
+    joined = [math.prod(ours.shape[a] for a in group) for group in axes]
+    return np.ascontiguousarray(ours.transpose([a for group in axes for a in group]).reshape(joined))
+
+
+def _write_config(path: Path, config: ModelConfig, dtype: str, tokenizer: Tokenizer) -> None:
+    """config.json with the keys of transformers 4, which 5 reads too."""
+    architecture = {family: name for name, family in _ARCHITECTURES.items()}[config.family]
+    scaling = config.rope_scaling
+    keys = RopeScaling.__dataclass_fields__
+    raw = {
+        "architectures": [architecture],
+        "model_type": config.family,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.embed_dim,
+        "intermediate_size": config.mlp_dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": None if scaling is None else {"rope_type": "llama3", **{key: getattr(scaling, key) for key in keys}},
+        "tie_word_embeddings": config.tie_embeddings,
+        "torch_dtype": dtype,
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": list(tokenizer.stop_ids) if len(tokenizer.stop_ids) > 1 else tokenizer.stop_ids[0],
+        "pad_token_id": tokenizer.pad_id,
+    }
+    path.write_text(json.dumps(raw, indent=2) + "\n")

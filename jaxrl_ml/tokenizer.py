@@ -1,0 +1,300 @@
+"""Text to token ids and back: a Hugging Face tokenizer, or a small one of our own, behind one narrow interface.
+
+In: texts, chat messages. Out: lists of ids, texts, and the automaton by which the sampler stops. `transformers` is imported
+when a tokenizer is made, never with this module.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxrl_ml.types import Message, UserError
+
+PAD, EOS = "<pad>", "<eos>"
+_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+_BACKEND_NAMES = ("TokenizersBackend", "PreTrainedTokenizerFast")  # transformers 5's and 4's name of "just tokenizer.json"
+_MAX_STOP_BYTES = 256  # bounds the stop table: one row of V entries a byte
+
+
+class Tokenizer:
+    """What the library asks of a tokenizer.
+
+    vocab_size is the largest id + 1 (a model's may be larger); eos_id is what demonstrations end with; stop_ids are the ids
+    that end a completion, eos_id among them; pad_id may equal eos_id: masks never come from ids.
+    """
+
+    def __init__(self, hf: Any, stop_ids: Sequence[int]):
+        """Wraps a fast `transformers` tokenizer; the first stop id stands in for a missing EOS or pad token."""
+        self._hf = hf
+        self._backend = hf.backend_tokenizer
+        self.vocab_size: int = max(hf.get_vocab().values()) + 1
+        self.eos_id: int = stop_ids[0] if hf.eos_token_id is None else hf.eos_token_id
+        self.pad_id: int = self.eos_id if hf.pad_token_id is None else hf.pad_token_id
+        self.bos_id: int | None = hf.bos_token_id
+        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys((self.eos_id, *stop_ids)))
+        self.has_chat_template: bool = hf.chat_template is not None
+
+    @classmethod
+    def from_folder(cls, path: str | Path) -> Tokenizer:
+        """Reads the tokenizer of a Hugging Face folder; no network, no code from the folder.
+
+        Stop ids are the tokenizer's EOS and those of generation_config.json and config.json.
+        Raises UserError where the folder has no tokenizer, an unreadable one, or none with an end-of-sequence token.
+        """
+        path = Path(path)
+        if not any((path / name).is_file() for name in _FILES):
+            raise UserError(f"{path} holds no tokenizer: give a folder with tokenizer.json and tokenizer_config.json")
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+        settings = _read_json(path / "tokenizer_config.json")
+        # transformers reads every folder of some model types (qwen2) with that family's own pre-tokenizer, whatever
+        # tokenizer.json says; where the folder declares that the file is all there is, the file is what is read.
+        whole = settings.get("tokenizer_class") in _BACKEND_NAMES and (path / "tokenizer.json").is_file()
+        loader = PreTrainedTokenizerFast if whole else AutoTokenizer
+        try:
+            hf = loader.from_pretrained(str(path), local_files_only=True)
+        except Exception as error:  # the Rust side raises plain Exception for a malformed file
+            raise UserError(f"cannot read the tokenizer in {path}: {_one_line(error)}") from error
+        if not hf.is_fast:
+            raise UserError(f"{path}: {type(hf).__name__} is a slow tokenizer; convert it to a folder with tokenizer.json")
+        stop_ids = [] if hf.eos_token_id is None else [hf.eos_token_id]
+        for name in ("generation_config.json", "config.json"):
+            ids = _read_json(path / name).get("eos_token_id")
+            stop_ids += ids if isinstance(ids, list) else [] if ids is None else [ids]
+        if not stop_ids:
+            raise UserError(f"the tokenizer in {path} has no end-of-sequence token: set eos_token in tokenizer_config.json")
+        return cls(hf, stop_ids)
+
+    @classmethod
+    def from_vocabulary(cls, tokens: Sequence[str]) -> Tokenizer:
+        """A tokenizer whose tokens are exactly these texts: at each place of a text the longest that fits.
+
+        `<pad>` and `<eos>` are added, and `<unusedN>` up to a multiple of 8, so that the vocabulary can be sharded.
+        Raises UserError for an empty, repeated or reserved token.
+        """
+        tokens = list(tokens)
+        for i, token in enumerate(tokens):
+            if not token or token in tokens[:i] or token in (PAD, EOS) or re.fullmatch(r"<unused\d+>", token):
+                raise UserError(f"vocabulary token {token!r} is empty, repeated or reserved; remove it")
+        from tokenizers import Regex, decoders, models, pre_tokenizers
+        from tokenizers import Tokenizer as Backend
+        from transformers import PreTrainedTokenizerFast
+
+        texts = [PAD, EOS, *tokens]
+        texts += [f"<unused{i}>" for i in range(-len(texts) % 8)]
+        # unk_token is a text that no vocabulary holds: an unknown piece is an error, never a silent <unk>.
+        backend = Backend(models.WordLevel({text: i for i, text in enumerate(texts)}, unk_token=""))
+        pattern = "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True))
+        backend.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
+        backend.decoder = decoders.Fuse()
+        hf = PreTrainedTokenizerFast(
+            tokenizer_object=backend,
+            pad_token=PAD,
+            eos_token=EOS,
+            split_special_tokens=True,  # "<eos>" in a text is its characters, so that every text round-trips
+            clean_up_tokenization_spaces=False,
+        )
+        return cls(hf, [hf.eos_token_id])
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of texts without special tokens: completions and demonstrations. Raises UserError as `encode_prompts`."""
+        return self._encode(list(texts), special=False)
+
+    def encode_prompts(self, prompts: Sequence[str | list[Message]]) -> list[list[int]]:
+        """Ids of prompts: texts with the tokenizer's own special tokens (BOS), messages through its chat template.
+
+        Raises UserError for messages without a template, messages the template refuses, and, with a small vocabulary, a
+        character outside it.
+        """
+        plain = [i for i, prompt in enumerate(prompts) if isinstance(prompt, str)]
+        chats = [i for i, prompt in enumerate(prompts) if not isinstance(prompt, str)]
+        ids = dict(zip(plain, self._encode([prompts[i] for i in plain], special=True), strict=True))
+        ids |= zip(chats, self._encode([self._render(prompts[i]) for i in chats], special=False), strict=True)
+        return [ids[i] for i in range(len(prompts))]
+
+    def _encode(self, texts: list[str], special: bool) -> list[list[int]]:
+        if not texts:
+            return []
+        try:
+            return self._hf(texts, add_special_tokens=special, return_attention_mask=False)["input_ids"]
+        except Exception as error:  # the Rust side raises plain Exception
+            if "[UNK]" not in str(error):
+                raise
+            raise UserError(self._unknown(texts)) from error
+
+    def _unknown(self, texts: Sequence[str]) -> str:
+        """Names the first character that no token of a small vocabulary covers."""
+        state = json.loads(self._backend.pre_tokenizer.__getstate__())
+        pattern = re.compile(state["pattern"]["Regex"])
+        for text in texts:
+            end = 0
+            for match in pattern.finditer(text):
+                if match.start() > end:
+                    break
+                end = match.end()
+            if end < len(text):
+                return (
+                    f"character {text[end]!r} at position {end} of {text[:60]!r} is not in the vocabulary; add a token for it"
+                )
+        raise ValueError("every character is in the vocabulary")
+
+    def _render(self, messages: list[Message]) -> str:
+        if not self.has_chat_template:
+            raise UserError(
+                "the prompt is a list of messages but the tokenizer has no chat template: "
+                "use a prompt format that returns text, or the tokenizer of an instruct model"
+            )
+        from jinja2 import TemplateError
+
+        try:
+            return self._hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            roles = [message.get("role") for message in messages]
+            raise UserError(f"the chat template refuses messages with roles {roles}: {_one_line(error)}") from error
+
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """Texts of rows of ids, special tokens left out, nothing cleaned up; ids that no token has give no text."""
+        rows = [row.tolist() if isinstance(row, np.ndarray) else list(row) for row in ids]
+        return self._backend.decode_batch(rows, skip_special_tokens=True)
+
+    def stop_table(self, stop: Sequence[str] = (), vocab_size: int | None = None) -> np.ndarray:
+        """One automaton for all stop ids and stop strings: int16 [states, V], entry [state, token] is the next state.
+
+        State 0 is the start; the last state means stopped, and is kept. A stop string is found at the first token after which
+        the decoded text contains it (Aho and Corasick 1975, over the bytes of the tokens); a special token's name stops at
+        that token. V is vocab_size, the model's where it is larger than the tokenizer's; ids without text change nothing.
+        Raises UserError for a stop string that this tokenizer's decoding does not allow to be found token by token.
+        """
+        V = self.vocab_size if vocab_size is None else vocab_size
+        added = self._hf.added_tokens_decoder
+        special = {i: token.content for i, token in added.items() if token.special}
+        moves = _automaton([text.encode() for text in stop])
+        stopped = len(moves)
+        table = np.repeat(np.arange(stopped + 1, dtype=np.int16)[:, None], V, axis=1)
+        if stop:
+            texts = self._token_bytes(stop)
+            texts = [b"" if i in special else text for i, text in enumerate(texts)]
+            _walk(moves, texts[:V], table)
+        stop_ids = [*self.stop_ids, *(i for i, content in special.items() if content in stop)]
+        table[:, [i for i in stop_ids if i < V]] = stopped
+        return table
+
+    def _token_bytes(self, stop: Sequence[str]) -> list[bytes]:
+        """The bytes that each id adds to the decoded text; special tokens' names included."""
+        total = sum(len(text.encode()) for text in stop)
+        if total > _MAX_STOP_BYTES or not all(stop):
+            raise UserError(f"stop strings take {total} bytes, or one is empty: give 1 to {_MAX_STOP_BYTES} bytes in all")
+        tokens = self._hf.convert_ids_to_tokens(list(range(self.vocab_size)))
+        tokens = ["" if token is None else token for token in tokens]
+        decoder = json.loads(self._backend.decoder.__getstate__()) if self._backend.decoder is not None else {"type": None}
+        steps = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
+        kinds = {step["type"] for step in steps}
+        first_space_lost = "Strip" in kinds or any(step.get("prepend_scheme", "never") != "never" for step in steps)
+        for text in stop:
+            if "\ufffd" in text or (first_space_lost and text.startswith(" ")):
+                raise UserError(f"stop string {text!r} cannot be found token by token with this tokenizer; choose another")
+        if kinds == {"ByteLevel"}:
+            return _byte_level(tokens)
+        spaces = {"Replace", "ByteFallback", "Fuse", "Strip"}
+        replaced = [(step["pattern"].get("String"), step["content"]) for step in steps if step["type"] == "Replace"]
+        if kinds == {"Fuse"}:
+            return [token.encode() for token in tokens]
+        if kinds == {"Metaspace"} or ("Replace" in kinds and kinds <= spaces and replaced == [("▁", " ")]):
+            fallback = re.compile(r"<0x([0-9A-F]{2})>") if "ByteFallback" in kinds else re.compile(r"(?!)")
+            matches = [fallback.fullmatch(token) for token in tokens]
+            return [
+                bytes([int(match[1], 16)]) if match else token.replace("▁", " ").encode()
+                for token, match in zip(tokens, matches, strict=True)
+            ]
+        raise UserError(f"stop string {stop[0]!r}: a tokenizer with decoder {sorted(map(str, kinds))} allows only stop ids")
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the tokenizer's files, chat template included, and its stop ids as generation_config.json."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._hf.save_pretrained(str(folder))
+        settings = _read_json(folder / "tokenizer_config.json")
+        if settings.get("tokenizer_class") in _BACKEND_NAMES:
+            settings["tokenizer_class"] = _BACKEND_NAMES[1]  # the name that both transformers 4 and 5 know
+        _write_json(folder / "tokenizer_config.json", settings)
+        stop_ids = list(self.stop_ids)
+        generation = {"eos_token_id": stop_ids if len(stop_ids) > 1 else stop_ids[0], "pad_token_id": self.pad_id}
+        if self.bos_id is not None:
+            generation["bos_token_id"] = self.bos_id
+        _write_json(folder / "generation_config.json", generation)
+
+
+def _automaton(stop: list[bytes]) -> np.ndarray:
+    """Transitions int16 [nodes, 256] of the Aho-Corasick automaton; the value `nodes` means that a text was found."""
+    children: list[dict[int, int]] = [{}]
+    found = [False]
+    for text in stop:
+        node = 0
+        for byte in text:
+            if byte not in children[node]:
+                children[node][byte] = len(children)
+                children.append({})
+                found.append(False)
+            node = children[node][byte]
+        found[node] = True
+    goto = np.zeros((len(children), 256), np.int16)
+    queue = [(child, 0) for child in children[0].values()]
+    for byte, child in children[0].items():
+        goto[0, byte] = child
+    for node, fail in queue:  # breadth first: the list grows while it is read
+        found[node] = found[node] or found[fail]
+        goto[node] = goto[fail]
+        for byte, child in children[node].items():
+            queue.append((child, int(goto[fail, byte])))
+            goto[node, byte] = child
+    return np.where(np.array(found)[goto], len(children), goto).astype(np.int16)
+
+
+def _walk(moves: np.ndarray, texts: list[bytes], table: np.ndarray) -> None:
+    """Fills table [nodes + 1, V] with the state after each token's bytes, for all tokens at a time."""
+    lengths = np.array([len(text) for text in texts], np.int64)
+    order = np.argsort(-lengths, kind="stable")
+    data = np.frombuffer(b"".join(texts), np.uint8)
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])[order]
+    active = [int(np.sum(lengths > i)) for i in range(int(lengths.max(initial=0)))]
+    columns = [data[starts[:n] + i] for i, n in enumerate(active)]
+    moves = np.concatenate([moves, np.full((1, 256), len(moves), np.int16)])
+    for state in range(len(moves)):
+        reached = np.full(len(texts), state, np.int16)
+        for column in columns:
+            reached[: len(column)] = moves[reached[: len(column)], column]
+        table[state, order] = reached
+
+
+def _byte_level(tokens: list[str]) -> list[bytes]:
+    """Inverts GPT-2's printable spelling of bytes; a token with another character is literal text, as in `tokenizers`."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    to_byte = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+    return [
+        bytes(map(to_byte.__getitem__, token)) if all(char in to_byte for char in token) else token.encode() for token in tokens
+    ]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, empty where there is no file. Raises UserError for a malformed one."""
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {_one_line(error)}") from error
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

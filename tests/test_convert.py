@@ -1,0 +1,105 @@
+"""Import and export by the command: the folder that comes back is the one that went in."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from jaxrl_ml import convert, pretrained
+from jaxrl_ml.checkpoint import Checkpoints
+from jaxrl_ml.config import CheckpointConfig, ModelConfig, RopeScaling
+from jaxrl_ml.models import hf
+from jaxrl_ml.models.transformer import Transformer
+from jaxrl_ml.tokenizer import Tokenizer
+from jaxrl_ml.types import UserError
+
+SCALING = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
+CONFIG = ModelConfig(
+    family="qwen3", vocab_size=16, embed_dim=16, mlp_dim=24, num_heads=2, num_kv_heads=1, head_dim=6, rope_scaling=SCALING
+)
+
+
+def make_params(seed: int):
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(Transformer(CONFIG).init, jax.random.key(0))
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), shapes)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tokenizer = Tokenizer.from_vocabulary(list("0123456789+-"))
+    hf.save_params(tmp_path / "hf", make_params(0), CONFIG, "float32", tokenizer)
+    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    (tmp_path / "hf/chat_template.jinja").write_text(template)
+    return tmp_path / "hf"
+
+
+def test_there_and_back_again(folder, tmp_path, capsys):
+    run, back = tmp_path / "run", tmp_path / "back"
+    convert.main(["from-hf", str(folder), str(run)])
+    assert "from-hf" not in capsys.readouterr().out
+    assert pretrained.read_model_config(run) == CONFIG
+    convert.main(["to-hf", str(run), str(back)])
+    line = capsys.readouterr().out
+    assert line.count("\n") == 1
+    assert str(back) in line
+    assert (back / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    assert (back / "config.json").read_text() == (folder / "config.json").read_text()
+    tokenizer = Tokenizer.from_folder(back)
+    assert tokenizer.encode_prompts([[{"role": "user", "content": "1+2"}]]) == tokenizer.encode(["1+2"])
+    assert tokenizer.stop_ids == Tokenizer.from_folder(folder).stop_ids
+
+
+def test_any_step_in_either_precision(folder, tmp_path):
+    run = tmp_path / "run"
+    convert.main(["from-hf", str(folder), str(run)])
+    with Checkpoints(run, CheckpointConfig()) as checkpoints:
+        checkpoints.save_params(7, make_params(7))
+    convert.main(["to-hf", str(run), str(tmp_path / "first"), "--step", "0"])
+    convert.main(["to-hf", str(run), str(tmp_path / "latest"), "--dtype", "bfloat16"])
+    name = "model.layers.1.mlp.down_proj.weight"
+    first, latest = (load_file(tmp_path / which / "model.safetensors")[name] for which in ("first", "latest"))
+    for got, seed in ((first, 0), (latest, 7)):
+        expected = np.asarray(make_params(seed)["layers"]["mlp"]["down"][1].T)
+        np.testing.assert_array_equal(got, expected.astype(got.dtype))
+    assert str(latest.dtype) == "bfloat16"
+    with pytest.raises(UserError, match="no checkpoint 3"):
+        convert.main(["to-hf", str(run), str(tmp_path / "none"), "--step", "3"])
+    assert not (tmp_path / "none").exists()
+
+
+def test_mistakes_are_one_line(folder, tmp_path):
+    convert.main(["from-hf", str(folder), str(tmp_path / "run")])
+    for arguments, text in (
+        (["from-hf", str(folder), str(tmp_path / "run")], "not empty"),
+        (["from-hf", str(tmp_path / "run"), str(tmp_path / "other")], "run folder already"),
+        (["from-hf", str(tmp_path / "nothing"), str(tmp_path / "other")], "nothing"),
+        (["to-hf", str(folder), str(tmp_path / "other")], "no model.json"),
+        (["to-hf", str(tmp_path / "run"), str(folder)], "not empty"),
+    ):
+        with pytest.raises(UserError, match=text) as caught:
+            convert.main(arguments)
+        assert "\n" not in str(caught.value)
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(raw | {"hidden_act": "gelu"}))
+    with pytest.raises(UserError, match="hidden_act='gelu'"):
+        convert.main(["from-hf", str(folder), str(tmp_path / "other")])
+    assert not (tmp_path / "other").exists()
+
+
+def test_help_loads_neither_jax_nor_transformers():
+    code = (
+        "import sys\nfrom jaxrl_ml import convert\n"
+        "try: convert.main(['--help'])\nexcept SystemExit: pass\n"
+        "print(sorted({'jax', 'transformers', 'orbax'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")
+    assert "from-hf" in done.stdout
