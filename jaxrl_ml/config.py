@@ -373,7 +373,7 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(bool(self.stages), "stages is empty: give at least one SFTStage or GRPOStage")
+        _require(self.num_steps >= 1, "the stages have no steps: give at least one SFTStage or GRPOStage with num_steps over 0")
         for kind, names in (
             ("stage", [s.name for s in self.stages]),
             ("evaluation", [e.name for e in self.evaluations]),

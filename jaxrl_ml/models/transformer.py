@@ -78,6 +78,12 @@ def _param(module: nn.Module, name: str, names: tuple[str, ...], shape: tuple[in
     return module.param(name, nn.with_logical_partitioning(init, names), shape, jnp.float32)
 
 
+def matmul(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """x [B, c, D] @ weight [D, F], over B·c flat rows: on CPU the gradient of the batched product is ten times slower."""
+    B, c, D = x.shape
+    return (x.reshape(B * c, D) @ weight.astype(x.dtype)).reshape(B, c, -1)
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm over the last axis, computed in float32."""
 
@@ -105,7 +111,7 @@ class Attention(nn.Module):
 
         def project(name: str, heads: int, axis: str) -> jax.Array:
             weight = _param(self, name, ("embed", axis, "head_dim"), (D, heads, H), D)
-            y = jnp.einsum("bcd,dnh->bnch", x, weight.astype(self.dtype))
+            y = matmul(x, weight.reshape(D, heads * H)).reshape(*x.shape[:2], heads, H).swapaxes(1, 2)
             if c.qkv_bias:
                 bias = _param(self, f"{name}_bias", (axis, "head_dim"), (heads, H), None)
                 y = y + bias.astype(self.dtype)[None, :, None]
@@ -121,7 +127,8 @@ class Attention(nn.Module):
             v = jax.lax.dynamic_update_slice(own[1], v.astype(own[1].dtype), at)
         out = attention(q, k, v, mask, prompt)
         weight = _param(self, "o", ("heads", "head_dim", "embed"), (N, H, D), N * H)
-        return jnp.einsum("bnch,nhd->bcd", out, weight.astype(self.dtype)), (k, v)
+        out = out.swapaxes(1, 2).reshape(*x.shape[:2], N * H)
+        return matmul(out, weight.reshape(N * H, D)), (k, v)
 
 
 class MLP(nn.Module):
@@ -134,10 +141,10 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         D, F = self.config.embed_dim, self.config.mlp_dim
-        gate = x @ _param(self, "gate", ("embed", "mlp"), (D, F), D).astype(self.dtype)
-        up = x @ _param(self, "up", ("embed", "mlp"), (D, F), D).astype(self.dtype)
+        gate = matmul(x, _param(self, "gate", ("embed", "mlp"), (D, F), D))
+        up = matmul(x, _param(self, "up", ("embed", "mlp"), (D, F), D))
         hidden = self.constrain(nn.silu(gate) * up, ("rows", None, "mlp"))
-        return hidden @ _param(self, "down", ("mlp", "embed"), (F, D), F).astype(self.dtype)
+        return matmul(hidden, _param(self, "down", ("mlp", "embed"), (F, D), F))
 
 
 class Block(nn.Module):

@@ -1,0 +1,272 @@
+"""Configuration: every mistake is one line with value and remedy, overrides are strict, and nothing heavy is imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jaxrl_ml.config import (
+    CheckpointConfig,
+    Config,
+    Evaluation,
+    GRPOStage,
+    LossConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    SamplingConfig,
+    SFTStage,
+    first_difference,
+    load,
+    load_run,
+    resolved,
+    run_command,
+    write_resolved,
+)
+from jaxrl_ml.types import UserError
+
+MODEL = ModelConfig(vocab_size=48)
+SFT, GRPO = SFTStage(None), GRPOStage(None, None)
+CONFIG = Config(stages=(SFT, GRPO), run_dir="runs/x", model=MODEL, tokenizer=("a", "b"))
+
+MISTAKES = {
+    "heads": (lambda: ModelConfig(num_heads=6, num_kv_heads=4), "num_heads=6", "multiple of model.num_kv_heads=4"),
+    "no kv heads": (lambda: ModelConfig(num_kv_heads=0), "model.num_kv_heads=0", "at least 1"),
+    "head dim": (lambda: ModelConfig(head_dim=7), "model.head_dim=7", "must be even"),
+    "mesh data": (lambda: MeshConfig(data=0), "mesh.data=0", "-1 for the rest"),
+    "mesh fsdp": (lambda: MeshConfig(fsdp=0), "mesh.fsdp=0", "positive"),
+    "mesh tensor": (lambda: MeshConfig(tensor=-2), "mesh.tensor=-2", "positive"),
+    "rate": (lambda: OptimizerConfig(learning_rate=0.0), "learning_rate=0.0", "positive"),
+    "norm": (lambda: OptimizerConfig(max_grad_norm=0.0), "max_grad_norm=0.0", "positive"),
+    "prompt width": (lambda: SamplingConfig(max_prompt_tokens=0), "max_prompt_tokens=0", "at least 1"),
+    "width": (lambda: SamplingConfig(max_completion_tokens=0), "max_completion_tokens=0", "at least 1"),
+    "temperature": (lambda: SamplingConfig(temperature=-1.0), "temperature=-1.0", "not be negative"),
+    "top_p": (lambda: SamplingConfig(top_p=0.0), "top_p=0.0", "1 is off"),
+    "min_p": (lambda: SamplingConfig(min_p=1.0), "min_p=1.0", "0 is off"),
+    "top_k": (lambda: SamplingConfig(top_k=-1), "top_k=-1", "0 is off"),
+    "stop": (lambda: SamplingConfig(stop=("x", "")), "sampling.stop", "remove it"),
+    "clip low": (lambda: LossConfig(clip_low=1.5), "clip_low=1.5", "(0, 1]"),
+    "clip high": (lambda: LossConfig(clip_high=0.0), "clip_high=0.0", "positive"),
+    "dual clip": (lambda: LossConfig(dual_clip=0.5), "dual_clip=0.5", "over 1, or None"),
+    "dual cispo": (lambda: LossConfig(objective="cispo", dual_clip=3.0), "dual_clip=3.0", "set it to None"),
+    "cap": (lambda: LossConfig(importance_cap=0.0), "importance_cap=0.0", "positive, or None"),
+    "attempts": (lambda: LossConfig(max_attempts=0), "max_attempts=0", "at least 1"),
+    "penalty": (lambda: LossConfig(overlong="penalty"), "loss.overlong=penalty", "needs loss.overlong_tokens"),
+    "sft steps": (lambda: replace(SFT, num_steps=0), "sft.num_steps=0", "at least 1"),
+    "sft slices": (lambda: replace(SFT, num_microbatches=3), "sft.batch_size=16", "multiple of num_microbatches=3"),
+    "sft no slices": (lambda: replace(SFT, num_microbatches=0), "sft.num_microbatches=0", "at least 1"),
+    "grpo steps": (lambda: replace(GRPO, num_steps=0), "grpo.num_steps=0", "at least 1"),
+    "group": (lambda: replace(GRPO, group_size=1), "grpo.group_size=1", "at least 2"),
+    "grpo no slices": (lambda: replace(GRPO, num_minibatches=0), "grpo.num_minibatches=0", "at least 1"),
+    "grpo no epochs": (lambda: replace(GRPO, num_epochs=0), "grpo.num_epochs=0", "at least 1"),
+    "grpo no prompts": (lambda: replace(GRPO, prompts_per_step=0), "grpo.prompts_per_step=0", "at least 1"),
+    "top_k in training": (lambda: replace(GRPO, sampling=SamplingConfig(top_k=5)), "top_k=5", "use 0, 1.0 and 0.0"),
+    "top_p in training": (lambda: replace(GRPO, sampling=SamplingConfig(top_p=0.9)), "top_p=0.9", "use 0, 1.0 and 0.0"),
+    "min_p in training": (lambda: replace(GRPO, sampling=SamplingConfig(min_p=0.1)), "min_p=0.1", "use 0, 1.0 and 0.0"),
+    "greedy training": (lambda: replace(GRPO, sampling=SamplingConfig(temperature=0.0)), "temperature=0.0", "use 1.0"),
+    "slices": (
+        lambda: replace(GRPO, num_minibatches=3, num_microbatches=2),
+        "grpo.prompts_per_step=32",
+        "multiple of num_minibatches·num_microbatches=6",
+    ),
+    "chunks": (
+        lambda: replace(GRPO, sampling=SamplingConfig(prompts_per_chunk=5)),
+        "prompts_per_chunk=5",
+        "divide prompts_per_step=32",
+    ),
+    "overlong zone": (
+        lambda: replace(GRPO, loss=LossConfig(overlong="penalty", overlong_tokens=65)),
+        "overlong_tokens=65",
+        "max_completion_tokens=64",
+    ),
+    "evaluation size": (lambda: Evaluation(None, None, num_prompts=0), "num_prompts=0", "at least 1"),
+    "greedy pass@k": (lambda: Evaluation(None, None, samples_per_prompt=4), "samples_per_prompt=4", "use 1, or"),
+    "checkpoint period": (lambda: CheckpointConfig(every_steps=0), "every_steps=0", "at least 1"),
+    "checkpoint keep": (lambda: CheckpointConfig(keep=0), "keep=0", "at least 1"),
+    "no stages": (lambda: replace(CONFIG, stages=()), "the stages have no steps", "at least one"),
+    "stage twice": (lambda: replace(CONFIG, stages=(SFT, SFT)), "'sft' is used twice", "must differ"),
+    "evaluation twice": (lambda: replace(CONFIG, evaluations=(Evaluation(None, None),) * 2), "'test'", "must differ"),
+    "two starts": (lambda: replace(CONFIG, init_from="x"), "init_from='x'", "exactly one"),
+    "no start": (lambda: replace(CONFIG, model=None), "model=None", "exactly one"),
+    "no tokenizer": (lambda: replace(CONFIG, tokenizer=None), "tokenizer=None", "give the folder"),
+    "evaluation period": (lambda: replace(CONFIG, eval_every_steps=0), "eval_every_steps=0", "at least 1"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_names_its_value_and_the_remedy(name):
+    build, value, remedy = MISTAKES[name]
+    with pytest.raises(UserError) as error:
+        build()
+    text = str(error.value)
+    assert value in text and remedy in text and "\n" not in text
+
+
+CONFIG_FILE = textwrap.dedent(
+    '''
+    """An experiment."""
+    from jaxrl_ml.config import *
+
+
+    class Problems(list):
+        pass
+
+
+    def reward(texts, examples):
+        return [float(len(text)) for text in texts]
+
+
+    config = Config(
+        stages=(SFTStage(Problems()), GRPOStage(Problems([1]), reward)),
+        run_dir="runs/x",
+        model=ModelConfig(vocab_size=48),
+        tokenizer=("a", "b"),
+        evaluations=(Evaluation(Problems(), reward),),
+    )
+    '''
+)
+
+
+@pytest.fixture
+def config_file(tmp_path) -> Path:
+    path = tmp_path / "experiment.py"
+    path.write_text(CONFIG_FILE)
+    return path
+
+
+def test_overrides_reach_every_depth_and_leave_the_rest(config_file):
+    plain = load(config_file)
+    overrides = "--optimizer.learning-rate 3e-6 --seed 7 --stages.1.loss.kl k3 --stages.1.group-size 4 --mesh.fsdp 2"
+    changed = load(config_file, f"{overrides} --stages.1.loss.importance-cap 2.5 --logging.no-console".split())
+    assert changed.optimizer.learning_rate == 3e-6
+    assert (changed.seed, changed.mesh.fsdp, changed.logging.console) == (7, 2, False)
+    assert changed.stages[1].loss == LossConfig(kl="k3", importance_cap=2.5)
+    assert changed.stages[1].group_size == 4
+    assert changed.stages[0].num_steps == plain.stages[0].num_steps
+    assert changed.stages[1].task == [1]  # objects pass through
+    assert changed.stages[1].reward(["abc"], []) == [3.0]
+    back = replace(
+        changed,
+        optimizer=plain.optimizer,
+        seed=0,
+        mesh=plain.mesh,
+        logging=plain.logging,
+        stages=(changed.stages[0], plain.stages[1]),
+    )
+    assert resolved(back) == resolved(plain)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "--optimizer.learning-rat 3e-6",
+        "--nonsense",
+        "--seed x",
+        "--stages.1.loss.kl k9",
+        "--stages.7.num-steps 3",
+        "--optimizer.learning-rate",
+    ],
+)
+def test_an_unknown_or_malformed_override_ends_the_process(config_file, override, capsys):
+    with pytest.raises(SystemExit) as stop:
+        load(config_file, override.split())
+    assert stop.value.code not in (0, None)
+    assert override.split()[0].lstrip("-") in "".join(capsys.readouterr())
+
+
+def test_an_override_that_breaks_a_law_is_a_user_error(config_file):
+    with pytest.raises(UserError, match="top_k=5"):
+        load(config_file, ["--stages.1.sampling.top-k", "5"])
+    with pytest.raises(UserError, match="prompts_per_step=33"):
+        load(config_file, ["--stages.1.prompts-per-step", "33", "--stages.1.num-minibatches", "2"])
+
+
+def test_a_missing_file_and_a_file_without_config_are_user_errors(tmp_path):
+    with pytest.raises(UserError, match="no config file"):
+        load(tmp_path / "none.py")
+    (tmp_path / "empty.py").write_text("x = 1\n")
+    with pytest.raises(UserError, match="must bind `config`"):
+        load(tmp_path / "empty.py")
+    with pytest.raises(UserError, match="not a run folder"):
+        load_run(tmp_path)
+
+
+def test_a_run_folder_gives_the_config_with_its_overrides(config_file, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.py").write_text(config_file.read_text())
+    (run / "overrides.json").write_text(json.dumps(["--seed", "5"]))
+    assert load_run(run).seed == 5
+
+
+def test_resolved_is_json_and_tells_what_differs(config_file, tmp_path):
+    config = load(config_file)
+    data = json.loads(json.dumps(resolved(config)))
+    assert data["type"] == "Config"
+    assert [stage["type"] for stage in data["stages"]] == ["SFTStage", "GRPOStage"]
+    assert data["stages"][1]["reward"].endswith(".reward")
+    assert data["stages"][1]["sampling"]["max_completion_tokens"] == 64
+    write_resolved(config, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text()) == data
+    assert first_difference(data, data) is None
+    changed = replace(config, stages=(config.stages[0], replace(config.stages[1], loss=LossConfig(kl="k1"))))
+    found = first_difference(data, json.loads(json.dumps(resolved(changed))))
+    assert found == ("stages.1.loss.kl", "none", "k1")
+    path, old, new = first_difference(data, resolved(replace(config, stages=config.stages[:1])))
+    assert (path, len(old), len(new)) == ("stages", 2, 1)
+
+
+def test_a_stage_may_have_an_optimizer_of_its_own():
+    own = OptimizerConfig(learning_rate=0.5)
+    config = replace(
+        CONFIG, stages=(replace(SFT, optimizer=own, num_steps=3), replace(GRPO, num_steps=4, num_minibatches=2, num_epochs=3))
+    )
+    assert config.optimizer_of(config.stages[0]) == own
+    assert config.optimizer_of(config.stages[1]) == config.optimizer
+    assert config.num_steps == 7
+    assert config.stages[1].updates_per_step == 6
+
+
+def test_a_user_error_is_one_line_and_status_two(capsys):
+    def main():
+        raise UserError("loss.kl=x: use k1")
+
+    with pytest.raises(SystemExit) as stop:
+        run_command(main)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: loss.kl=x: use k1\n"
+    for status, code in ((None, 0), (0, 0), (3, 3)):
+        with pytest.raises(SystemExit) as stop:
+            run_command(lambda status=status: status)
+        assert stop.value.code == code
+
+
+def python(*args: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    return subprocess.run([sys.executable, *args], capture_output=True, text=True, env=environment, check=False)
+
+
+def test_config_and_help_import_nothing_heavy(config_file):
+    script = textwrap.dedent(
+        f"""
+        import sys
+        from jaxrl_ml.config import load
+        try:
+            load({str(config_file)!r}, ["--help"])
+        except SystemExit as stop:
+            assert stop.code == 0
+        heavy = {{"jax", "numpy", "transformers", "flax", "optax", "orbax", "grain", "datasets", "torch"}} & set(sys.modules)
+        assert heavy <= {{"numpy"}}, heavy
+        """
+    )
+    done = python("-c", script)
+    assert done.returncode == 0, done.stderr
+    assert "--optimizer.learning-rate" in done.stdout
+    assert "--stages.1.loss.kl" in done.stdout

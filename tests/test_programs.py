@@ -1,0 +1,133 @@
+"""Laws of the compiled programs: a steady step compiles nothing, copies nothing to or from the host, and donates its state."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import monitoring
+
+from jaxrl_ml import sampler
+from jaxrl_ml.config import OptimizerConfig, SamplingConfig
+from jaxrl_ml.optimizer import make_optimizer
+from jaxrl_ml.programs import resolve_dtype
+from jaxrl_ml.types import Batch, TrainState
+
+
+class Compilations:
+    """Counts what XLA compiles."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        monitoring.register_event_duration_secs_listener(self._on_event)
+
+    def _on_event(self, name: str, duration: float, **_: object) -> None:
+        self.count += name == "/jax/core/compile/backend_compile_duration"
+
+
+@pytest.fixture(scope="module")
+def compilations():
+    return Compilations()
+
+
+@pytest.fixture(scope="module")
+def trainer(eight):
+    """The programs of a step with two minibatches and AdamW, on eight devices."""
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3, warmup_steps=2), 10)
+    update = eight.programs.update(eight.stage(num_minibatches=2), optimizer)
+    return update, optimizer
+
+
+def fresh_state(policy, optimizer) -> TrainState:
+    params = policy.copy(policy.params)
+    return TrainState(policy.put(np.int32(0)), params, policy.programs.moments(optimizer, params))
+
+
+def grpo_step(policy, update, state, number: int):
+    """A whole step with other prompts, noise, temperature and advantages each time; everything stays on the device."""
+    rng = np.random.default_rng(number)
+    temperature = np.float32(0.8 + 0.1 * number)
+    prompts = policy.prompts()._replace(tokens=rng.integers(0, policy.V, (policy.Q, policy.P), np.int32))
+    weights = policy.programs.gather(state.params)
+    settings = policy.put(sampler.settings_of(SamplingConfig(temperature=float(temperature))))
+    words = policy.put(np.array([0, 0, number, 0], np.uint32))
+    static = {"truncates": False, "group_size": policy.G, "width": policy.C}
+    table = policy.put(policy.stop_table())
+    rollout = policy.programs.sample(weights, policy.put_rows(prompts), words, table, settings, **static)
+    temperature = policy.put(temperature)
+    old = policy._score(state.params, rollout, temperature)
+    advantages = policy.put_rows(rng.normal(size=rollout.completions.shape).astype(np.float32))
+    batch = Batch(rollout, advantages, rollout.action_mask, old, old)
+    for minibatch in range(2):
+        state, metrics = update(state, batch, policy.put(np.int32(minibatch)), temperature)
+    return state, metrics
+
+
+def test_a_steady_step_compiles_nothing_and_transfers_nothing_unasked(eight, trainer, compilations):
+    update, optimizer = trainer
+    state, first = grpo_step(eight, update, fresh_state(eight, optimizer), 0)
+    before = compilations.count
+    with jax.transfer_guard("disallow"):
+        for number in range(1, 4):
+            state, metrics = grpo_step(eight, update, state, number)
+    assert compilations.count == before
+    assert update._cache_size() == 1
+    assert int(state.step) == 8
+    assert float(metrics["policy/loss"]) != float(first["policy/loss"])
+    assert float(metrics["policy/sampler_gap"]) < 1e-5
+    jax.jit(lambda x: x * number)(jnp.ones(number))
+    assert compilations.count > before  # the counter counts
+
+
+def test_the_state_is_donated(one, batch):
+    state = TrainState(one.put(np.int32(0)), one.copy(one.params), one.sgd.init(one.params))
+    one._update(state, one.put_rows(batch), one.put(np.int32(0)), one.put(np.float32(1)))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+
+
+def test_each_minibatch_learns_from_its_own_prompts_only(eight, trainer, batch):
+    update, optimizer = trainer
+    owner = np.arange(eight.Q * eight.G) // eight.G % 2  # minibatch m takes prompts m, m + 2, …
+
+    def loss(minibatch, advantages):
+        changed = batch._replace(advantages=advantages, loss_mask=batch.rollout.action_mask)
+        rest = eight.put(np.int32(minibatch)), eight.put(np.float32(1))
+        _, metrics = update(fresh_state(eight, optimizer), eight.put_rows(changed), *rest)
+        return float(metrics["policy/loss"])
+
+    for minibatch in range(2):
+        base = loss(minibatch, batch.advantages)
+        for changed in range(2):
+            other = loss(minibatch, batch.advantages + 1 * (owner == changed)[:, None].astype(np.float32))
+            assert (abs(other - base) > 0.1) == (changed == minibatch)
+
+
+def test_moments_lie_where_their_parameters_do(eight, trainer):
+    _, optimizer = trainer
+    state = fresh_state(eight, optimizer)
+    adam = state.opt_state[1][0]
+    for moment in (adam.mu, adam.nu):
+        same = jax.tree.map(lambda m, p: m.sharding == p.sharding and m.dtype == jnp.float32, moment, state.params)
+        assert all(jax.tree.leaves(same))
+    shapes = jax.tree.map(
+        lambda x, s: (x.shape, x.dtype, x.sharding) == (s.shape, s.dtype, s.sharding),
+        state,
+        eight.programs.state_shapes(optimizer),
+    )
+    assert all(jax.tree.leaves(shapes))
+
+
+def test_gathered_weights_are_the_parameters_unstacked(one, eight):
+    for policy in (one, eight):
+        weights, params = jax.device_get((policy.weights, policy.params))
+        for i, layer in enumerate(weights["layers"]):
+            for found, stacked in zip(jax.tree.leaves(layer), jax.tree.leaves(params["layers"]), strict=True):
+                np.testing.assert_array_equal(found, stacked[i])
+        np.testing.assert_array_equal(weights["embed"], params["embed"])
+    assert "fsdp" not in str([leaf.sharding.spec for leaf in jax.tree.leaves(eight.weights)])
+
+
+def test_auto_computes_in_float32_on_cpu():
+    assert resolve_dtype("auto") == jnp.float32
+    assert resolve_dtype("bfloat16") == jnp.bfloat16
