@@ -1,18 +1,12 @@
-"""Configuration: frozen dataclasses, their validation, and the command line. Imports neither jax nor anything heavy.
+"""Configuration: frozen dataclasses and their validation. Imports neither jax nor anything heavy.
 
 A config file is a Python file under `configs/` that binds `config = Config(...)`; tasks, rewards and prompt formats are passed
-in as objects. `load(path, overrides)` reads it and applies `--optimizer.learning-rate 3e-6`-style overrides strictly.
+in as objects. `cli.py` reads it and applies overrides from the command line.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import runpy
-import sys
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from jaxrl_ml.types import UserError
@@ -35,7 +29,7 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of the decoder. `models/hf.py` reads it from a Hugging Face `config.json`; small models write it in a config file."""
+    """Shape of the decoder: read from a Hugging Face `config.json` by `models/hf.py`, or written in a config file."""
 
     family: Literal["llama", "qwen2", "qwen3"] = "llama"
     """qwen2 has biases on q, k and v; qwen3 normalises q and k; llama has neither."""
@@ -221,7 +215,8 @@ class SFTStage:
     """Carry the moments over from the stage before instead of starting afresh."""
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "batch_size", "sequence_length", "num_microbatches"):
+        _require(self.num_steps >= 0, f"{self.name}.num_steps={self.num_steps} must not be negative; 0 leaves the stage out")
+        for name in ("batch_size", "sequence_length", "num_microbatches"):
             _require(getattr(self, name) >= 1, f"{self.name}.{name}={getattr(self, name)} must be at least 1")
         _require(
             self.batch_size % self.num_microbatches == 0,
@@ -254,7 +249,8 @@ class GRPOStage:
 
     def __post_init__(self) -> None:
         n = self.name
-        for name in ("num_steps", "prompts_per_step", "num_minibatches", "num_epochs", "num_microbatches"):
+        _require(self.num_steps >= 0, f"{n}.num_steps={self.num_steps} must not be negative; 0 leaves the stage out")
+        for name in ("prompts_per_step", "num_minibatches", "num_epochs", "num_microbatches"):
             _require(getattr(self, name) >= 1, f"{n}.{name}={getattr(self, name)} must be at least 1")
         _require(
             self.group_size >= 2,
@@ -401,79 +397,3 @@ class Config:
 
     def optimizer_of(self, stage: Stage) -> OptimizerConfig:
         return stage.optimizer or self.optimizer
-
-
-def load(path: str | Path, overrides: Sequence[str] = (), prog: str | None = None) -> Config:
-    """The `config` of a config file, with command-line overrides applied.
-
-    Raises UserError where the file is missing or binds no `config`; unknown or malformed overrides end the process with a
-    usage message, as do `--help` requests.
-    """
-    import tyro
-
-    path = Path(path)
-    _require(path.is_file(), f"no config file {path}; those that ship with the library are in configs/")
-    config = runpy.run_path(str(path)).get("config")
-    _require(
-        isinstance(config, Config), f"{path} must bind `config` to a jaxrl_ml.config.Config; it has {type(config).__name__}"
-    )
-    return tyro.cli(Config, default=config, args=list(overrides), prog=prog, config=(tyro.conf.AvoidSubcommands,))
-
-
-def load_run(run_dir: str | Path) -> Config:
-    """The config of a run folder: the copy of its config file, with the overrides the run was started with."""
-    run_dir = Path(run_dir)
-    _require((run_dir / "config.py").is_file(), f"{run_dir} is not a run folder: it has no config.py")
-    return load(run_dir / "config.py", json.loads((run_dir / "overrides.json").read_text()))
-
-
-def resolved(config: Any) -> Any:
-    """A config as JSON-able data: dataclasses become objects, functions their qualified names."""
-    if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        values = {f.name: resolved(getattr(config, f.name)) for f in dataclasses.fields(config)}
-        return {"type": type(config).__name__, **values}
-    if isinstance(config, (list, tuple)):
-        return [resolved(item) for item in config]
-    if isinstance(config, dict):
-        return {str(key): resolved(value) for key, value in config.items()}
-    if config is None or isinstance(config, (str, int, float, bool)):
-        return config
-    if isinstance(config, Callable) and hasattr(config, "__qualname__"):
-        return f"{config.__module__}.{config.__qualname__}"
-    return type(config).__qualname__
-
-
-def first_difference(old: Any, new: Any, path: str = "") -> tuple[str, Any, Any] | None:
-    """The first field in which two resolved configs differ: (dotted path, old value, new value)."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            found = first_difference(old.get(key), new.get(key), f"{path}.{key}" if path else key)
-            if found:
-                return found
-        return None
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for i, (a, b) in enumerate(zip(old, new, strict=True)):
-            found = first_difference(a, b, f"{path}.{i}")
-            if found:
-                return found
-        return None
-    return None if old == new else (path, old, new)
-
-
-def write_resolved(config: Config, folder: Path) -> None:
-    """Writes the resolved config to `folder/config.json`, atomically."""
-    temporary = folder / "config.json.tmp"
-    temporary.write_text(json.dumps(resolved(config), indent=1, ensure_ascii=False) + "\n")
-    temporary.replace(folder / "config.json")
-
-
-def run_command(main: Callable[[], int | None]) -> None:
-    """Runs a command; a UserError becomes one line on standard error and exit status 2."""
-    try:
-        status = main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
-    except KeyboardInterrupt:
-        status = 130
-    raise SystemExit(status or 0)

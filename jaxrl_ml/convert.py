@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from jaxrl_ml.config import run_command
+from jaxrl_ml.cli import run_command
 from jaxrl_ml.types import Params, UserError
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxrl_ml.analysis import passk
-from jaxrl_ml.config import Config, Evaluation, load, load_run, resolved, run_command
+from jaxrl_ml.cli import load, load_run, resolved, run_command
+from jaxrl_ml.config import Config, Evaluation
 from jaxrl_ml.metrics import visible
 from jaxrl_ml.types import Example, Params, Prompts, Rollout, UserError
 

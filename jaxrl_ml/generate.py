@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import tyro
 
-from jaxrl_ml.config import ComputeConfig, MeshConfig, SamplingConfig, run_command
+from jaxrl_ml.cli import run_command
+from jaxrl_ml.config import ComputeConfig, MeshConfig, SamplingConfig
 from jaxrl_ml.metrics import visible
 from jaxrl_ml.types import Message, Params, Prompts, UserError
 

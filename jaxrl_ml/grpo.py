@@ -67,7 +67,7 @@ class GRPO:
         experience, host = self._collect(self.programs.gather(state.params), step)
         host["time/rollout_s"] = time.perf_counter() - started
         batch = assemble(experience.rollout, experience.scores, stage)
-        host |= describe(experience, batch, stage)
+        host["rollout/learned_rows"] = float(batch.loss_mask.any(1).mean())
         samples = self._sample_records(experience, batch, step)
         if host["reward/nonfinite"] or not batch.loss_mask.any():
             return state, StepReport(host, samples=samples, skipped=host["reward/nonfinite"] > 0)
@@ -95,11 +95,8 @@ class GRPO:
             if mixed >= stage.prompts_per_step:
                 break
         experience = merge(rounds)
-        host = {
-            "time/judge_s": judge_s,
-            "rollout/sampled_tokens": float(experience.rollout.lengths.sum()),
-            "rollout/attempts": float(len(rounds)),
-        }
+        # Told of all that was sampled, before any of it is selected: the policy's own success, not that of mixed groups.
+        host = describe(experience, stage.group_size) | {"time/judge_s": judge_s, "rollout/attempts": float(len(rounds))}
         if len(rounds) > 1:
             preferred = np.argsort(~mixed_groups(experience.scores.correct, stage.group_size), kind="stable")
             experience = select(experience, np.sort(preferred[: stage.prompts_per_step]), stage.group_size)
@@ -228,8 +225,8 @@ def assemble(rollout: Rollout, scores: Scores, stage: GRPOStage) -> Batch:
     return Batch(rollout, advantages[:, None] * mask, mask & learn[:, None])
 
 
-def describe(experience: Experience, batch: Batch, stage: GRPOStage) -> dict[str, float]:
-    """The host's metrics of a step."""
+def describe(experience: Experience, group_size: int) -> dict[str, float]:
+    """The host's metrics of what was sampled."""
     scores, rollout = experience.scores, experience.rollout
     timeout = 0.0 if scores.timeout is None else float(scores.timeout.mean())
     metrics = {
@@ -237,10 +234,10 @@ def describe(experience: Experience, batch: Batch, stage: GRPOStage) -> dict[str
         "reward/correct": float(scores.correct.mean()),
         "reward/timeout": timeout,
         "reward/nonfinite": float((~np.isfinite(scores.rewards)).sum()),
+        "rollout/sampled_tokens": float(rollout.lengths.sum()),
         "rollout/length_tokens": float(rollout.lengths.mean()),
         "rollout/truncated": float(rollout.truncated.mean()),
-        "rollout/mixed_groups": float(mixed_groups(scores.correct, stage.group_size).mean()),
-        "rollout/learned_rows": float(batch.loss_mask.any(1).mean()),
+        "rollout/mixed_groups": float(mixed_groups(scores.correct, group_size).mean()),
     }
     return metrics | {f"reward/{name}": float(part.mean()) for name, part in scores.parts.items()}
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import jax
 
-from jaxrl_ml.config import CheckpointConfig, ModelConfig, RopeScaling, load_run
+from jaxrl_ml.cli import load_run
+from jaxrl_ml.config import CheckpointConfig, ModelConfig, RopeScaling
 from jaxrl_ml.models import hf
 from jaxrl_ml.models.transformer import Transformer
 from jaxrl_ml.tokenizer import Tokenizer

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from jaxrl_ml.config import run_command
+from jaxrl_ml.cli import run_command
 from jaxrl_ml.metrics import METRICS_FILE, SAMPLES_FILE, duration, read_metrics, read_samples, visible
 from jaxrl_ml.types import UserError
 

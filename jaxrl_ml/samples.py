@@ -19,7 +19,7 @@ from rich.console import Console, Group
 from rich.rule import Rule
 from rich.text import Text
 
-from jaxrl_ml.config import run_command
+from jaxrl_ml.cli import run_command
 from jaxrl_ml.metrics import read_samples, visible
 from jaxrl_ml.types import UserError
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from jaxrl_ml.config import Config, GRPOStage, Stage, first_difference, load, resolved, run_command, write_resolved
+from jaxrl_ml.cli import first_difference, load, resolved, run_command, write_resolved
+from jaxrl_ml.config import Config, GRPOStage, Stage
 from jaxrl_ml.types import StepReport, TrainState, UserError
 
 if TYPE_CHECKING:
@@ -94,8 +95,9 @@ class Reporter:
         self.log.log_samples(step, stage, report.samples)
         if self.nonfinite_steps >= self.max_nonfinite_steps:
             raise UserError(
-                f"step {step} of {stage}: the loss, a gradient or a reward was not finite {self.nonfinite_steps} steps in a row "
-                f"(max_nonfinite_steps={self.max_nonfinite_steps}); lower optimizer.learning_rate, or check the reward"
+                f"step {step} of {stage}: the loss, a gradient or a reward was not finite "
+                f"{self.nonfinite_steps} steps in a row (max_nonfinite_steps={self.max_nonfinite_steps}); "
+                "lower optimizer.learning_rate, or check the reward"
             )
 
 

@@ -20,7 +20,7 @@ COMMANDS = ("train", "evaluate", "generate", "samples", "convert", "report")
 
 # The layers, from the bottom: a module imports from its own layer and from those below it.
 LAYERS = (
-    ("types", "config"),
+    ("types", "config", "cli"),
     ("models", "tokenizer", "tasks", "advantages", "losses", "optimizer", "sharding", "metrics"),
     ("analysis",),
     ("rewards", "data", "sampler", "checkpoint", "pretrained"),

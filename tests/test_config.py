@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxrl_ml.cli import first_difference, load, load_run, resolved, run_command, write_resolved
 from jaxrl_ml.config import (
     CheckpointConfig,
     Config,
@@ -23,12 +24,6 @@ from jaxrl_ml.config import (
     OptimizerConfig,
     SamplingConfig,
     SFTStage,
-    first_difference,
-    load,
-    load_run,
-    resolved,
-    run_command,
-    write_resolved,
 )
 from jaxrl_ml.types import UserError
 
@@ -59,10 +54,10 @@ MISTAKES = {
     "cap": (lambda: LossConfig(importance_cap=0.0), "importance_cap=0.0", "positive, or None"),
     "attempts": (lambda: LossConfig(max_attempts=0), "max_attempts=0", "at least 1"),
     "penalty": (lambda: LossConfig(overlong="penalty"), "loss.overlong=penalty", "needs loss.overlong_tokens"),
-    "sft steps": (lambda: replace(SFT, num_steps=0), "sft.num_steps=0", "at least 1"),
+    "sft steps": (lambda: replace(SFT, num_steps=-1), "sft.num_steps=-1", "0 leaves the stage out"),
     "sft slices": (lambda: replace(SFT, num_microbatches=3), "sft.batch_size=16", "multiple of num_microbatches=3"),
     "sft no slices": (lambda: replace(SFT, num_microbatches=0), "sft.num_microbatches=0", "at least 1"),
-    "grpo steps": (lambda: replace(GRPO, num_steps=0), "grpo.num_steps=0", "at least 1"),
+    "grpo steps": (lambda: replace(GRPO, num_steps=-1), "grpo.num_steps=-1", "0 leaves the stage out"),
     "group": (lambda: replace(GRPO, group_size=1), "grpo.group_size=1", "at least 2"),
     "grpo no slices": (lambda: replace(GRPO, num_minibatches=0), "grpo.num_minibatches=0", "at least 1"),
     "grpo no epochs": (lambda: replace(GRPO, num_epochs=0), "grpo.num_epochs=0", "at least 1"),
@@ -257,7 +252,7 @@ def test_config_and_help_import_nothing_heavy(config_file):
     script = textwrap.dedent(
         f"""
         import sys
-        from jaxrl_ml.config import load
+        from jaxrl_ml.cli import load
         try:
             load({str(config_file)!r}, ["--help"])
         except SystemExit as stop:

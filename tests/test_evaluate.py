@@ -18,7 +18,8 @@ import pytest
 from jaxrl_ml import evaluate
 from jaxrl_ml.analysis import passk
 from jaxrl_ml.checkpoint import Checkpoints
-from jaxrl_ml.config import CheckpointConfig, ComputeConfig, Evaluation, MeshConfig, ModelConfig, SamplingConfig, load_run
+from jaxrl_ml.cli import load_run
+from jaxrl_ml.config import CheckpointConfig, ComputeConfig, Evaluation, MeshConfig, ModelConfig, SamplingConfig
 from jaxrl_ml.data import PromptRenderer
 from jaxrl_ml.evaluate import EvaluationResult, Evaluator, result_table, summarise
 from jaxrl_ml.pretrained import write_model_config

@@ -87,10 +87,10 @@ def test_merge_joins_rounds_in_order() -> None:
 
 def test_describe_counts_what_happened() -> None:
     found = experience()
-    metrics = describe(found, assemble(found.rollout, found.scores, stage(filter="drop")), stage(filter="drop"))
+    metrics = describe(found, G)
     assert metrics["reward/correct"] == pytest.approx(4 / 8)
     assert metrics["rollout/mixed_groups"] == pytest.approx(2 / 4)
-    assert metrics["rollout/learned_rows"] == pytest.approx(4 / 8)
+    assert metrics["rollout/sampled_tokens"] == found.rollout.lengths.sum()
     assert metrics["rollout/truncated"] == pytest.approx(1 / 8)
     assert metrics["rollout/length_tokens"] == pytest.approx(found.rollout.lengths.mean())
     assert metrics["reward/nonfinite"] == 0

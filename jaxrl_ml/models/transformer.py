@@ -12,6 +12,7 @@ the only layout in which XLA writes the caches in place). Caches follow the same
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -300,4 +301,4 @@ class Transformer:
 
 def unstack(tree: Any, length: int) -> tuple:
     """Splits a tree stacked on axis 0 into a tuple of `length` trees."""
-    return tuple(jax.tree.map(lambda leaf: leaf[i], tree) for i in range(length))
+    return tuple(jax.tree.map(operator.itemgetter(i), tree) for i in range(length))

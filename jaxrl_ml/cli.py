@@ -1,0 +1,94 @@
+"""The command line: config files and overrides in, a `Config` out; run folders; errors of one line. Imports nothing heavy.
+
+`load(path, overrides)` reads a config file and applies `--optimizer.learning-rate 3e-6`-style overrides strictly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import runpy
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxrl_ml.config import Config
+from jaxrl_ml.types import UserError
+
+
+def load(path: str | Path, overrides: Sequence[str] = (), prog: str | None = None) -> Config:
+    """The `config` of a config file, with command-line overrides applied.
+
+    Raises UserError where the file is missing or binds no `config`; unknown or malformed overrides end the process with a
+    usage message, as do `--help` requests.
+    """
+    import tyro
+
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no config file {path}; those that ship with the library are in configs/")
+    config = runpy.run_path(str(path)).get("config")
+    if not isinstance(config, Config):
+        raise UserError(f"{path} must bind `config` to a jaxrl_ml.config.Config; it has {type(config).__name__}")
+    return tyro.cli(Config, default=config, args=list(overrides), prog=prog, config=(tyro.conf.AvoidSubcommands,))
+
+
+def load_run(run_dir: str | Path) -> Config:
+    """The config of a run folder: the copy of its config file, with the overrides the run was started with."""
+    run_dir = Path(run_dir)
+    if not (run_dir / "config.py").is_file():
+        raise UserError(f"{run_dir} is not a run folder: it has no config.py")
+    return load(run_dir / "config.py", json.loads((run_dir / "overrides.json").read_text()))
+
+
+def resolved(config: Any) -> Any:
+    """A config as JSON-able data: dataclasses become objects, functions their qualified names."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        values = {f.name: resolved(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        return {"type": type(config).__name__, **values}
+    if isinstance(config, (list, tuple)):
+        return [resolved(item) for item in config]
+    if isinstance(config, dict):
+        return {str(key): resolved(value) for key, value in config.items()}
+    if config is None or isinstance(config, (str, int, float, bool)):
+        return config
+    if isinstance(config, Callable) and hasattr(config, "__qualname__"):
+        return f"{config.__module__}.{config.__qualname__}"
+    return type(config).__qualname__
+
+
+def first_difference(old: Any, new: Any, path: str = "") -> tuple[str, Any, Any] | None:
+    """The first field in which two resolved configs differ: (dotted path, old value, new value)."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            found = first_difference(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+            if found:
+                return found
+        return None
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for i, (a, b) in enumerate(zip(old, new, strict=True)):
+            found = first_difference(a, b, f"{path}.{i}")
+            if found:
+                return found
+        return None
+    return None if old == new else (path, old, new)
+
+
+def write_resolved(config: Config, folder: Path) -> None:
+    """Writes the resolved config to `folder/config.json`, atomically."""
+    temporary = folder / "config.json.tmp"
+    temporary.write_text(json.dumps(resolved(config), indent=1, ensure_ascii=False) + "\n")
+    temporary.replace(folder / "config.json")
+
+
+def run_command(main: Callable[[], int | None]) -> None:
+    """Runs a command; a UserError becomes one line on standard error and exit status 2."""
+    try:
+        status = main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        status = 130
+    raise SystemExit(status or 0)
