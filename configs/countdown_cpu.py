@@ -7,7 +7,7 @@ Result:    @@RESULT@@
 
 The cold start is what cold starts are: a few thousand demonstrations, seen several times. GRPO then learns from problems that
 come without a solution, of which there are as many as one likes. The control, more SFT instead of GRPO, is
-`--stages.0.num-steps 3250 --stages.1.num-steps 0`.
+`--stages.0.num-steps 2200 --stages.1.num-steps 0`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ config = Config(
             sampling=sampling,
             # Resampling: half of the groups are all right or all wrong and would teach nothing.
             loss=LossConfig(clip_high=0.28, filter="resample", entropy_coef=0.03),
-            optimizer=OptimizerConfig(learning_rate=4e-4, warmup_steps=8),
+            optimizer=OptimizerConfig(learning_rate=4e-4, warmup_steps=8, schedule="linear", final_fraction=0.1),
         ),
     ),
     evaluations=(

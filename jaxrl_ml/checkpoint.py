@@ -108,10 +108,9 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # orbax and tensorstore raise whatever their layers raise
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             others = [s for s in self.steps() if s != step]
             remedy = f"delete that folder to fall back to step {others[-1]}" if others else "start again in another run_dir"
-            raise UserError(f"checkpoint {self.folder / str(step)} cannot be restored ({reason}); {remedy}") from error
+            raise UserError(f"checkpoint {self.folder / str(step)} cannot be restored ({_reason(error)}); {remedy}") from error
 
     def wait(self) -> None:
         """Returns when every save is on disk."""
@@ -120,6 +119,11 @@ class Checkpoints:
     def close(self) -> None:
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error, not too long."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def save_reference(folder: Path, params: Params) -> None:
@@ -133,7 +137,12 @@ def load_reference(folder: Path, shapes: Params) -> Params:
     if not Path(folder).is_dir():
         raise UserError(f"the KL reference {folder} is missing; restore it, or start again in another run_dir")
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(Path(folder).absolute(), shapes)
+        try:
+            return checkpointer.restore(Path(folder).absolute(), shapes)
+        except Exception as error:  # as in Checkpoints._restore
+            raise UserError(
+                f"the KL reference {folder} is damaged ({_reason(error)}); start again in another run_dir"
+            ) from error
 
 
 def shapes_of(params: Params) -> Params:

@@ -271,6 +271,15 @@ def build(config: Config) -> tuple[Programs, Tokenizer]:
         raise UserError(
             f"model.vocab_size={model.vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}; use 0 to take it over"
         )
+    samplings = {s.name: s.sampling for s in config.stages if isinstance(s, GRPOStage)}
+    samplings |= {f"evaluation {e.name}": e.sampling for e in config.evaluations}
+    for name, sampling in samplings.items():
+        length = sampling.max_prompt_tokens + sampling.max_completion_tokens
+        if length > model.max_positions:
+            raise UserError(
+                f"{name}: max_prompt_tokens + max_completion_tokens = {length} exceeds the model's "
+                f"max_positions={model.max_positions}; lower one of them"
+            )
     return Programs(model, config.compute, make_mesh(config.mesh)), tokenizer
 
 

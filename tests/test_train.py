@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -34,8 +35,9 @@ def reward(texts, examples):
     if fault == "nan" and calls >= int(at):
         return np.full(len(texts), np.nan)
     scores = countdown_reward(texts, examples)
-    # A little reward for length, so that the groups of an untrained model differ.
-    return type(scores)(scores.rewards + np.array([len(t) % 7 for t in texts], np.float32) / 10, scores.correct, scores.parts)
+    # Some reward for length, and "correct" by its parity, so that the groups of an untrained model differ.
+    lengths = np.array([len(t) for t in texts])
+    return type(scores)(scores.rewards + (lengths % 7).astype(np.float32) / 10, lengths % 2 == 0, scores.parts)
 
 def demonstrate(example, rng):
     fault, _, at = os.environ.get("FAULT", "").partition("@")
@@ -53,7 +55,7 @@ config = Config(
         SFTStage(Countdown(demonstrate=demonstrate), name="cold_start", num_steps=4, batch_size=8, sequence_length=64),
         GRPOStage(
             Countdown(), reward, num_steps=5, prompts_per_step=16, group_size=2, num_minibatches=2, sampling=small,
-            loss=LossConfig(kl="k3", importance_cap=2.0),
+            loss=LossConfig(kl="k3", importance_cap=2.0, filter="resample", max_attempts=2),
         ),
     ),
     optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=2),
@@ -197,12 +199,17 @@ def test_usage_errors_are_one_line(config_file: Path, tmp_path: Path) -> None:
             [str(config_file), "--run-dir", str(tmp_path / "r"), "--stages.1.prompts-per-step", "6"],
             "prompts_per_chunk=8 must divide prompts_per_step=6",
         ),
+        (
+            [str(config_file), "--run-dir", str(tmp_path / "r"), "--model.max-positions", "24"],
+            "exceeds the model's max_positions=24",
+        ),
     ):
         with pytest.raises(UserError, match=expected) as caught:
             main(arguments)
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # coroutines of the failed restore
 def test_a_damaged_checkpoint_is_named(
     config_file: Path, tmp_path: Path, one_device: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,6 +222,8 @@ def test_a_damaged_checkpoint_is_named(
     with pytest.raises(UserError, match=rf"checkpoints/{last} cannot be restored .* delete that folder to fall back") as caught:
         run(config_file, tmp_path / "run")
     assert "\n" not in str(caught.value)
+    del caught
+    gc.collect()
 
 
 def test_the_readme_example_runs(tmp_path: Path, one_device: None) -> None:
