@@ -57,12 +57,13 @@ config = Config(
         GRPOStage(
             problems,
             countdown_reward,
-            num_steps=400,
+            num_steps=300,
             prompts_per_step=32,
             group_size=16,
+            num_microbatches=4,
             sampling=sampling,
             # Resampling: half of the groups are all right or all wrong and would teach nothing.
-            loss=LossConfig(clip_high=0.28, filter="resample", entropy_coef=0.03),
+            loss=LossConfig(clip_high=0.28, filter="resample", entropy_coef=0.01),
             optimizer=OptimizerConfig(learning_rate=4e-4, warmup_steps=8, schedule="linear", final_fraction=0.1),
         ),
     ),
