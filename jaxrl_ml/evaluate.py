@@ -136,12 +136,10 @@ class Evaluator:
 def _batch_size(evaluation: Evaluation, row_shards: int) -> int:
     """Prompts a batch, at most prompts_per_batch: all batches of about one size, so that the last is not mostly filling."""
     limit, name = evaluation.prompts_per_batch, f"evaluation {evaluation.name}"
-    if evaluation.samples_per_prompt < 1:
-        raise UserError(f"{name}: samples_per_prompt={evaluation.samples_per_prompt} must be at least 1")
-    if limit < 1 or limit % row_shards:
+    if limit % row_shards:
         raise UserError(
             f"{name}: prompts_per_batch={limit} cannot be split over {row_shards} row shards (mesh data·fsdp); "
-            f"make it a positive multiple of {row_shards}"
+            f"make it a multiple of {row_shards}"
         )
     num_batches = math.ceil(evaluation.num_prompts / limit)
     return math.ceil(evaluation.num_prompts / num_batches / row_shards) * row_shards

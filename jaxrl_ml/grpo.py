@@ -180,7 +180,7 @@ def merge(rounds: list[Experience]) -> Experience:
         Scores(
             join([s.rewards for s in scores]),
             join([s.correct for s in scores]),
-            {name: join([s.parts[name] for s in scores]) for name in scores[0].parts},
+            {name: join([s.parts[name] for s in scores]) for name in scores[0].parts if all(name in s.parts for s in scores)},
             join(timeouts),
         ),
     )

@@ -184,11 +184,11 @@ def test_stop_and_top_k_reach_the_sampler(evaluator_of, weights) -> None:
 
 def test_batches_must_split_over_the_mesh(evaluator_of) -> None:
     programs = Programs(MODEL, ComputeConfig(), make_mesh(MeshConfig(data=4, tensor=2)))
-    for size in (6, 0, -4):
-        with pytest.raises(UserError, match=rf"evaluation test: prompts_per_batch={size} .*multiple of 4"):
-            evaluator_of(dataclasses.replace(GREEDY, prompts_per_batch=size), programs)
-    with pytest.raises(UserError, match="samples_per_prompt=0"):
-        evaluator_of(dataclasses.replace(SAMPLED, samples_per_prompt=0))
+    with pytest.raises(UserError, match="evaluation test: prompts_per_batch=6 .*multiple of 4"):
+        evaluator_of(dataclasses.replace(GREEDY, prompts_per_batch=6), programs)
+    for field in ("prompts_per_batch", "samples_per_prompt", "num_prompts"):
+        with pytest.raises(UserError, match=f"{field}=0 must be at least 1"):
+            dataclasses.replace(GREEDY, **{field: 0})
     with pytest.raises(UserError, match="num_prompts=21 exceeds the task's 20"):
         evaluator_of(dataclasses.replace(GREEDY, num_prompts=21))
 

@@ -96,8 +96,8 @@ def accuracy_curve(
     """One figure for a README: each arm's mean over its runs (seeds), the range between them, and every single run.
 
     `arms` maps a name to the records of its runs; the first is the claim, the others are its controls. Minutes are wall time
-    (`time/elapsed_s`). Runs that were evaluated at different places are interpolated linearly; the mean ends where the shortest
-    run does. Raises ValueError where a run never logged `metric`.
+    (`time/elapsed_s`). Runs that were evaluated at different places are interpolated linearly; the curve of the
+    mean ends where the shortest run does, the label tells mean and standard deviation of the runs' own last values. Raises ValueError where a run never logged `metric`.
     """
     figure = _figure(7.2, 3.8)
     axes = figure.add_subplot()
@@ -113,9 +113,10 @@ def accuracy_curve(
             axes.plot(xs, ys, color=colour, linewidth=0.7, alpha=0.4)
         axes.fill_between(grid, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.14, linewidth=0)
         axes.plot(grid, mean, color=colour, linewidth=2.2, marker="o", markersize=3.5)
-        spread = f" ± {values[:, -1].std(ddof=1):.1%}" if len(curves) > 1 else ""
+        last = np.array([ys[-1] for _, ys in curves])
+        spread = f" ± {last.std(ddof=1):.1%}" if len(curves) > 1 else ""
         seeds = f", {len(curves)} seeds" if len(curves) > 1 else ""
-        ends.append((grid[-1], mean[-1], f"{name}\n{mean[-1]:.1%}{spread}{seeds}", colour))
+        ends.append((grid[-1], mean[-1], f"{name}\n{last.mean():.1%}{spread}{seeds}", colour))
     _style(axes, percent=True)
     axes.set_ylim(bottom=0)
     _label_ends(axes, ends)
