@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import jax
@@ -11,9 +12,12 @@ import pytest
 from conftest import TINY, Policy
 
 from jaxrl_ml import sampler
-from jaxrl_ml.config import MeshConfig, SamplingConfig
+from jaxrl_ml.config import ComputeConfig, MeshConfig, SamplingConfig
 from jaxrl_ml.models import hf
 from jaxrl_ml.models.attention import MASKED
+from jaxrl_ml.programs import Programs
+from jaxrl_ml.sampler import settings_of
+from jaxrl_ml.sharding import make_mesh
 from jaxrl_ml.tokenizer import Tokenizer
 from jaxrl_ml.types import Prompts
 
@@ -305,3 +309,39 @@ def test_huge_logits_draw_and_score_finitely():
         token, logprob = sampler.draw(logits, keys, sampler.settings_of(sampling), sampling.truncates)
         assert int(token[0]) == 0
         assert float(logprob[0]) == 0.0
+
+
+SMOLLM2 = os.environ.get("JAXRL_ML_SMOLLM2")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(SMOLLM2 is None, reason="make a folder with `python tools/smollm2.py OUT`, and set JAXRL_ML_SMOLLM2=OUT")
+def test_greedy_on_smollm2_is_transformers_generate_token_for_token():
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = Tokenizer.from_folder(SMOLLM2)
+    questions = ("What is the capital of France?", "Write a short poem about a lighthouse.")
+    prompts = tokenizer.encode_prompts([[{"role": "user", "content": question}] for question in questions])
+    programs = Programs(hf.read_config(SMOLLM2), ComputeConfig(), make_mesh(MeshConfig(), jax.devices()[:1]))
+    layout = programs.layout
+    weights = programs.gather(hf.load_params(SMOLLM2, programs.model, programs.param_shardings))
+    width, new = max(map(len, prompts)), 32
+    tokens = np.array([[7] * (width - len(ids)) + ids for ids in prompts], np.int32)
+    mask = np.array([[False] * (width - len(ids)) + [True] * len(ids) for ids in prompts])
+    rollout = programs.sample(
+        weights,
+        layout.put_rows(Prompts(tokens, mask, np.arange(2, dtype=np.uint32))),
+        layout.put(np.zeros(4, np.uint32)),
+        layout.put(tokenizer.stop_table((), programs.model.config.vocab_size)),
+        layout.put(settings_of(GREEDY)),
+        truncates=False,
+        group_size=1,
+        width=new,
+    )
+    model = AutoModelForCausalLM.from_pretrained(SMOLLM2, dtype=torch.float32)
+    for row, ids in enumerate(prompts):
+        prompt = torch.tensor([ids])
+        out = model.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=new)
+        length = int(rollout.lengths[row])
+        assert out[0, len(ids) :].tolist() == np.asarray(rollout.completions)[row, :length].tolist()

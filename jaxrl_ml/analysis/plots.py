@@ -96,8 +96,9 @@ def accuracy_curve(
     """One figure for a README: each arm's mean over its runs (seeds), the range between them, and every single run.
 
     `arms` maps a name to the records of its runs; the first is the claim, the others are its controls. Minutes are wall time
-    (`time/elapsed_s`). Runs that were evaluated at different places are interpolated linearly; the curve of the
-    mean ends where the shortest run does, the label tells mean and standard deviation of the runs' own last values. Raises ValueError where a run never logged `metric`.
+    (`time/elapsed_s`). Runs that were evaluated at different places are interpolated linearly; the mean's curve ends where the
+    shortest run does, and its label tells mean and standard deviation of the runs' own last values. Raises ValueError where a
+    run never logged `metric`.
     """
     figure = _figure(7.2, 3.8)
     axes = figure.add_subplot()
