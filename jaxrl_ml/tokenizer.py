@@ -7,6 +7,7 @@ when a tokenizer is made, never with this module.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ PAD, EOS = "<pad>", "<eos>"
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 _BACKEND_NAMES = ("TokenizersBackend", "PreTrainedTokenizerFast")  # transformers 5's and 4's name of "just tokenizer.json"
 _MAX_STOP_BYTES = 256  # bounds the stop table: one row of V entries a byte
+
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would tell every user that torch is missing
 
 
 class Tokenizer:
