@@ -101,9 +101,6 @@ class Checkpoints:
             raise UserError(f"{self.folder.parent} has no checkpoint {step}; it has {self.steps() or 'none'}")
         return self._restore(step, params=ocp.args.StandardRestore(shapes))["params"]
 
-    def progress(self, step: int) -> dict[str, Any]:
-        return self._restore(step, progress=ocp.args.JsonRestore())["progress"]
-
     def _restore(self, step: int, **items: Any) -> Any:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))

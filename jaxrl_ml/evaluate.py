@@ -21,7 +21,7 @@ from rich.table import Table
 from jaxrl_ml.analysis import passk
 from jaxrl_ml.cli import load, load_run, resolved, run_command
 from jaxrl_ml.config import Config, Evaluation
-from jaxrl_ml.metrics import visible
+from jaxrl_ml.metrics import plain, visible
 from jaxrl_ml.types import Example, Params, Prompts, Rollout, UserError
 
 if TYPE_CHECKING:
@@ -182,14 +182,6 @@ def summarise(records: Sequence[Mapping[str, Any]], samples_per_prompt: int, see
 
 def write_result(path: Path, result: EvaluationResult, about: Mapping[str, Any]) -> None:
     """Writes what was evaluated, the metrics and the records as strict JSON, atomically."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: plain(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [plain(item) for item in value]
-        return str(value) if isinstance(value, float) and not math.isfinite(value) else value  # `float` reads it back
-
     payload = plain({**about, "metrics": result.metrics, "records": result.records})
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")

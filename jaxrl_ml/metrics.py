@@ -126,12 +126,12 @@ def _cut_back(path: Path, last_step: int) -> dict[str, Any]:
     return last
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """`value` as what strict JSON can hold: numpy scalars become Python's, numbers that are not finite become text."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
@@ -366,5 +366,5 @@ class MetricsLog:
 
 
 def _append(file: TextIO, record: Mapping[str, Any]) -> None:
-    file.write(json.dumps(_plain(record), allow_nan=False) + "\n")
+    file.write(json.dumps(plain(record), allow_nan=False) + "\n")
     file.flush()

@@ -248,7 +248,8 @@ def prepare_folder(config: Config, source: Path, overrides: Sequence[str]) -> No
     if source.resolve() != (run_dir / "config.py").resolve():
         shutil.copyfile(source, run_dir / "config.py.tmp")
         (run_dir / "config.py.tmp").replace(run_dir / "config.py")
-    (run_dir / "overrides.json").write_text(json.dumps(list(overrides)) + "\n")
+    (run_dir / "overrides.json.tmp").write_text(json.dumps(list(overrides)) + "\n")
+    (run_dir / "overrides.json.tmp").replace(run_dir / "overrides.json")
 
 
 def build(config: Config) -> tuple[Programs, Tokenizer]:

@@ -65,7 +65,7 @@ def test_a_state_comes_back_bit_for_bit_on_any_mesh(tmp_path, start, to):
     target = shapes_of(make_state(to(), seed=1))
     with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
         restored, progress = checkpoints.restore(7, target)
-        assert checkpoints.progress(7) == progress == PROGRESS
+        assert progress == PROGRESS
     assert_trees_close(restored, state, rtol=0, atol=0)
     assert int(restored.step) == int(restored.opt_state[1][0].count) == 5
     same = jax.tree.map(lambda leaf, shape: leaf.sharding == shape.sharding and leaf.dtype == shape.dtype, restored, target)
