@@ -45,7 +45,7 @@ _SHAPE = bytes(
     ord("0") if byte in b"0123456789" else byte if byte in b"+-*/()" + _BETWEEN.encode() else ord("?") for byte in range(256)
 )
 _PRECEDENCE = {"(": 0, "+": 1, "-": 1, "*": 2, "/": 2}
-_KEEP = 4  # the operation that does nothing, after "+-*/"
+_OPERATIONS = "=+-*/"  # the first does nothing: programs are padded with zeros
 _NOT_A_NUMBER, _ABSENT = -1, -2  # in matrices of numbers, which are not negative
 
 
@@ -62,7 +62,7 @@ def countdown_reward(texts: Sequence[str], examples: Sequence[Example]) -> Score
     if len(texts):
         problems = _Problems.of(examples)
         rows, expressions = _expressions(texts, examples)
-        if rows:
+        if len(rows):
             verdicts[rows] = np.where(_are_correct(expressions, problems, problems.of_row[rows]), _CORRECT, _WRONG)
     return Scores(
         rewards=_REWARDS[verdicts],
@@ -71,23 +71,29 @@ def countdown_reward(texts: Sequence[str], examples: Sequence[Example]) -> Score
     )
 
 
-def _expressions(texts: Sequence[str], examples: Sequence[Example]) -> tuple[list[int], list[str]]:
+def _expressions(texts: Sequence[str], examples: Sequence[Example]) -> tuple[np.ndarray, list[str]]:
     """The rows that have an answer, and each one's expression."""
-    opening, closing, skip = _OPEN, _CLOSE, len(_OPEN)  # local, as this loop is a third of the whole
-    rows, expressions = [], []
-    for row, text in enumerate(texts):
-        start = text.rfind(opening)
-        if start < 0:
-            continue
-        end = text.find(closing, start)
-        if end < 0:
-            continue
-        answer = text[start + skip : end]
-        if not answer.isascii() or "=" in answer or end - start > MAX_ANSWER_CHARS:
-            answer = _plain(answer, examples[row])
-        rows.append(row)
-        expressions.append(answer)
+    starts = [text.rfind(_OPEN) for text in texts]
+    ends = [text.find(_CLOSE, start) for text, start in zip(texts, starts, strict=True)]  # −1 where the start is −1
+    skip = len(_OPEN)
+    expressions = [text[start + skip : end] for text, start, end in zip(texts, starts, ends, strict=True) if end >= 0]
+    starts, ends = np.array(starts), np.array(ends)
+    rows = np.flatnonzero(ends >= 0)
+    long = (ends - starts)[rows] > MAX_ANSWER_CHARS + skip
+    for i in np.flatnonzero(long | _holding_any_but_plain_text(expressions)).tolist():
+        expressions[i] = _plain(expressions[i], examples[rows[i]])
     return rows, expressions
+
+
+def _holding_any_but_plain_text(expressions: Sequence[str]) -> np.ndarray:
+    """Where, bool [R], a text holds `=`, the separator or anything that is not ASCII."""
+    joined = _BETWEEN.join(expressions)
+    if not joined.isascii() or joined.count(_BETWEEN) >= len(expressions):
+        return np.array([not text.isascii() or "=" in text or _BETWEEN in text for text in expressions], bool)
+    buffer = np.frombuffer(joined.encode("ascii"), np.uint8)
+    found = np.zeros(len(expressions), bool)
+    found[np.searchsorted(np.flatnonzero(buffer == ord(_BETWEEN)), np.flatnonzero(buffer == ord("=")))] = True
+    return found
 
 
 def _plain(answer: str, example: Example) -> str:
@@ -98,7 +104,7 @@ def _plain(answer: str, example: Example) -> str:
     answer, equals, right = answer.partition("=")
     if equals and right.strip() != str(int(example.fields["target"])):
         return ""
-    return answer if answer.isascii() else ""
+    return answer if answer.isascii() and _BETWEEN not in answer else ""
 
 
 class _Problems(NamedTuple):
@@ -111,9 +117,10 @@ class _Problems(NamedTuple):
 
     @staticmethod
     def of(examples: Sequence[Example]) -> _Problems:
-        identities = list(map(id, examples))
-        distinct = dict(zip(identities, examples, strict=True))
-        for_slot = list(distinct.values())
+        identities = np.fromiter(map(id, examples), np.int64, len(examples))
+        is_first = np.ones(len(examples), bool)  # of a group, whose rows are adjacent
+        np.not_equal(identities[1:], identities[:-1], out=is_first[1:])
+        for_slot = [examples[row] for row in np.flatnonzero(is_first).tolist()]
         try:
             lists = [example.fields["numbers"] for example in for_slot]
             flat = np.array([number for own in lists for number in own])
@@ -131,9 +138,7 @@ class _Problems(NamedTuple):
         # A fraction of k numbers, not reduced, has no part above 2^(k-1) times their product; it meets the target's product.
         bound = (2 * int(flat.max()) + 2) ** width * (max(-int(targets.min()), int(targets.max())) + 1)
         dtype = np.int64 if bound < 2**63 else object
-        slots = {identity: slot for slot, identity in enumerate(distinct)}
-        of_row = np.fromiter(map(slots.__getitem__, identities), np.int64, len(identities))
-        return _Problems(np.sort(padded, 1), lengths, targets.astype(dtype), of_row)
+        return _Problems(np.sort(padded, 1), lengths, targets.astype(dtype), np.cumsum(is_first) - 1)
 
 
 def _complaint(examples: Sequence[Example]) -> UserError:
@@ -151,10 +156,7 @@ def _complaint(examples: Sequence[Example]) -> UserError:
 
 def _are_correct(expressions: Sequence[str], problems: _Problems, of_row: np.ndarray) -> np.ndarray:
     """Verdicts, bool [R], on R expressions, each about the problem that `of_row` [R] tells."""
-    joined = _BETWEEN.join(expressions)
-    if joined.count(_BETWEEN) >= len(expressions):  # someone wrote one
-        joined = _BETWEEN.join("" if _BETWEEN in expression else expression for expression in expressions)
-    joined = joined.encode("ascii")
+    joined = _BETWEEN.join(expressions).encode("ascii")
     width = problems.numbers.shape[1]
     found, counts = _numbers_of(joined, len(expressions), width)
     each_once = (counts == problems.lengths[of_row]) & (np.sort(found, 1) == problems.numbers[of_row]).all(1)
@@ -177,11 +179,11 @@ def _are_correct(expressions: Sequence[str], problems: _Problems, of_row: np.nda
 
 def _programs_of(shapes: Sequence[bytes], width: int) -> tuple[np.ndarray, np.ndarray]:
     """The programs of shapes: steps [shapes, width, 3], and how many each has, [shapes]; −1 for what is no expression."""
-    keep = (_KEEP, 0, 0) * width
     programs = [_program(shape) for shape in shapes]
+    size = 3 * width
+    joined = b"".join([program.ljust(size, b"\0") if program and len(program) <= size else bytes(size) for program in programs])
     num_steps = [-1 if program is None else len(program) // 3 for program in programs]
-    steps = [(*program, *keep[len(program) :]) if program and len(program) <= len(keep) else keep for program in programs]
-    return np.array(steps, np.int64).reshape(len(shapes), width, 3), np.array(num_steps, np.int64)
+    return np.frombuffer(joined, np.uint8).reshape(len(shapes), width, 3).astype(np.int64), np.array(num_steps, np.int64)
 
 
 def _numbers_of(joined: bytes, num_rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -221,19 +223,19 @@ def _run(steps: np.ndarray, numbers: np.ndarray, targets: np.ndarray) -> np.ndar
         i, j = first + i, first + j
         a, b, c, d = numerators[i], denominators[i], numerators[j], denominators[j]
         ad, bc, bd = a * d, b * c, b * d
-        numerators[i] = np.choose(operation, (ad + bc, ad - bc, a * c, ad, a))
-        denominators[i] = bottom = np.choose(operation, (bd, bd, bd, bc, b))
+        numerators[i] = np.choose(operation, (a, ad + bc, ad - bc, a * c, ad))
+        denominators[i] = bottom = np.choose(operation, (b, bd, bd, bd, bc))
         defined &= bottom != 0
     return defined & (numerators[first] == targets * denominators[first])
 
 
 @functools.lru_cache(maxsize=4096)
-def _program(shape: bytes) -> tuple[int, ...] | None:
+def _program(shape: bytes) -> bytes | None:
     """How to evaluate a shape, by Dijkstra's shunting yard; None where it is no expression.
 
-    A shape has `0` for each number, no white space, and `?` for whatever has no place in an expression. The program is a flat
-    tuple of steps (operation, i, j): number i becomes the result of the operation, an index into "+-*/", on numbers i and j.
-    The last result is number 0.
+    A shape has `0` for each number, no white space, and `?` for whatever has no place in an expression. The program is
+    steps of three bytes (operation, i, j): number i becomes the result of the operation, an index into _OPERATIONS, on numbers
+    i and j, which MAX_ANSWER_CHARS keeps under 256. The last result is number 0.
     """
     program: list[int] = []
     operands: list[int] = []
@@ -242,7 +244,7 @@ def _program(shape: bytes) -> tuple[int, ...] | None:
     def apply_down_to(precedence: int) -> None:
         while operators and _PRECEDENCE[operators[-1]] >= precedence:
             right = operands.pop()
-            program.extend(("+-*/".index(operators.pop()), operands[-1], right))
+            program.extend((_OPERATIONS.index(operators.pop()), operands[-1], right))
 
     num_numbers = 0
     after_operand = False
@@ -269,4 +271,4 @@ def _program(shape: bytes) -> tuple[int, ...] | None:
     if not after_operand:
         return None
     apply_down_to(1)
-    return None if operators else tuple(program)
+    return None if operators else bytes(program)
