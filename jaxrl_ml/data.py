@@ -333,6 +333,7 @@ def score_rows(reward: Reward, texts: Sequence[str], examples: Sequence[Example]
         correct=column("correct", result.correct, "b", bool),
         parts={part: column(f"part {part!r}", values, "biuf", np.float32) for part, values in result.parts.items()},
         timeout=None if result.timeout is None else column("timeout", result.timeout, "b", bool),
+        details={label: column(f"detail {label!r}", values, "biuf", np.float32) for label, values in result.details.items()},
     )
 
 

@@ -39,7 +39,8 @@ class EvaluationResult:
     """What an evaluation found.
 
     metrics: accuracy and pass@2, pass@4, … up to samples_per_prompt, each also with _low and _high (95 % interval over
-    problems), accuracy/TASK where the set mixes tasks, and the means reward, length_tokens, truncated and timeout.
+    problems), accuracy/TASK where the set mixes tasks, and the means reward, length_tokens, truncated, timeout and those of
+    the reward's details.
     records: one JSON-able object a sample, those of a problem adjacent.
     """
 
@@ -125,6 +126,7 @@ class Evaluator:
                 "correct": bool(scores.correct[b]),
                 "reward": float(scores.rewards[b]),
                 "parts": {name: float(part[b]) for name, part in scores.parts.items()},
+                "details": {name: float(detail[b]) for name, detail in scores.details.items()},
                 "length": int(lengths[b]),
                 "truncated": bool(truncated[b]),
                 "timeout": scores.timeout is not None and bool(scores.timeout[b]),
@@ -177,7 +179,7 @@ def summarise(records: Sequence[Mapping[str, Any]], samples_per_prompt: int, see
         metrics["reward"] = float(np.mean([record["reward"] for record in records]))
     metrics["length_tokens"] = float(np.mean([record["length"] for record in records]))
     metrics |= {name: float(np.mean([record[name] for record in records])) for name in ("truncated", "timeout")}
-    return metrics
+    return metrics | {name: float(np.mean([record["details"][name] for record in records])) for name in records[0]["details"]}
 
 
 def write_result(path: Path, result: EvaluationResult, about: Mapping[str, Any]) -> None:
@@ -195,7 +197,7 @@ def result_table(title: str, metrics: Mapping[str, float]) -> Table:
     for name, value in metrics.items():
         if name.endswith(("_low", "_high")):
             continue
-        share = name not in ("reward", "length_tokens")
+        share = name.startswith(("accuracy", "pass@")) or name in ("truncated", "timeout")
         form = "{:.1%}".format if share else "{:.4g}".format
         low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
         table.add_row(visible(name), form(value), "" if low is None or high is None else f"{form(low)} to {form(high)}")

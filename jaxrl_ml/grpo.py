@@ -7,6 +7,7 @@ library in ten lines: prompts → weights → rollouts and scores (overlapped) �
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -180,10 +181,16 @@ def merge(rounds: list[Experience]) -> Experience:
         Scores(
             join([s.rewards for s in scores]),
             join([s.correct for s in scores]),
-            {name: join([s.parts[name] for s in scores]) for name in scores[0].parts if all(name in s.parts for s in scores)},
+            _join_columns([s.parts for s in scores]),
             join(timeouts),
+            _join_columns([s.details for s in scores]),
         ),
     )
+
+
+def _join_columns(tables: list[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The columns that all tables have, each table's under the one before."""
+    return {name: np.concatenate([t[name] for t in tables]) for name in tables[0] if all(name in t for t in tables)}
 
 
 def select(experience: Experience, groups: np.ndarray, group_size: int) -> Experience:
@@ -201,6 +208,7 @@ def select(experience: Experience, groups: np.ndarray, group_size: int) -> Exper
             scores.correct[rows],
             {name: part[rows] for name, part in scores.parts.items()},
             None if scores.timeout is None else scores.timeout[rows],
+            {name: detail[rows] for name, detail in scores.details.items()},
         ),
     )
 
@@ -239,7 +247,8 @@ def describe(experience: Experience, group_size: int) -> dict[str, float]:
         "rollout/truncated": float(rollout.truncated.mean()),
         "rollout/mixed_groups": float(mixed_groups(scores.correct, group_size).mean()),
     }
-    return metrics | {f"reward/{name}": float(part.mean()) for name, part in scores.parts.items()}
+    metrics |= {f"reward/{name}": float(part.mean()) for name, part in scores.parts.items()}
+    return metrics | {name: float(detail.mean()) for name, detail in scores.details.items()}
 
 
 def _check_shards(stage: GRPOStage, shards: int) -> None:

@@ -74,13 +74,15 @@ class Scores:
     """The verdict of a reward on B rows, on the host.
 
     `correct` is the raw verdict that filters read, `parts` are the named terms that make up `rewards` (logged one by one),
-    `timeout` marks rows whose check was given up: not the same as wrong.
+    `timeout` marks rows whose check was given up: not the same as wrong. `details` is what else the reward can tell of each
+    row: logged as means, kept in evaluation records, no part of `rewards`.
     """
 
     rewards: np.ndarray  # f32 [B]
     correct: np.ndarray  # bool [B]
     parts: Mapping[str, np.ndarray] = field(default_factory=dict)  # {name: f32 [B]}
     timeout: np.ndarray | None = None  # bool [B]; None: no row timed out
+    details: Mapping[str, np.ndarray] = field(default_factory=dict)  # {name: f32 [B]}
 
 
 class Batch(NamedTuple):

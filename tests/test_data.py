@@ -406,6 +406,7 @@ def bad_reward(result):
         (np.array(["1", "2"]), "one number per text"),
         (Scores(np.zeros(2), np.zeros(2)), "correct of .* one bool per text"),
         (Scores(np.zeros(2), np.zeros(2, bool), {"p": np.zeros(1)}), "part 'p' of shape"),
+        (Scores(np.zeros(2), np.zeros(2, bool), details={"d": np.array(["a", "b"])}), "detail 'd' of shape"),
         (Scores(np.zeros(2), np.zeros(2, bool), {}, np.zeros(3, bool)), "timeout of shape"),
     ],
 )

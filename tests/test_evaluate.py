@@ -40,7 +40,7 @@ def parity(texts: Sequence[str], examples: Sequence[Example]) -> Scores:
     assert [e.id for e in examples[:: len(texts) // len(examples)]] == [e.id for e in examples]
     value = np.array([sum(map(ord, text)) for text in texts])
     reward = (value % 7).astype(np.float32)
-    return Scores(reward, value % 2 == 0, {"seven": reward}, timeout=value % 5 == 0)
+    return Scores(reward, value % 2 == 0, {"seven": reward}, timeout=value % 5 == 0, details={"value": value})
 
 
 GREEDY = Evaluation(
@@ -107,11 +107,12 @@ def test_metrics_are_those_of_the_records(sampled: EvaluationResult) -> None:
         assert len(r["completion"]) + (not r["truncated"]) <= r["length"] <= 6
     assert metrics["truncated"] == pytest.approx(np.mean([r["truncated"] for r in sampled.records]))
     assert metrics["timeout"] == pytest.approx(np.mean([r["timeout"] for r in sampled.records]))
+    assert metrics["value"] == pytest.approx(np.mean([sum(map(ord, r["completion"])) for r in sampled.records]))
 
 
 def test_names_and_order_of_intervals(sampled: EvaluationResult, evaluator_of, weights) -> None:
     names = ("accuracy", "pass@2", "pass@4", "accuracy/even", "accuracy/odd")
-    means = ("reward", "length_tokens", "truncated", "timeout")
+    means = ("reward", "length_tokens", "truncated", "timeout", "value")
     assert sampled.metrics.keys() == {f"{n}{end}" for n in names for end in ("", "_low", "_high")} | set(means)
     for name in names:
         assert sampled.metrics[f"{name}_low"] <= sampled.metrics[name] <= sampled.metrics[f"{name}_high"]
@@ -206,6 +207,7 @@ def test_batch_size_fits_and_wastes_little(num_prompts: int, shards: int) -> Non
 
 def test_a_reward_that_is_not_finite_is_shown_as_it_is() -> None:
     record = {"task": "t", "correct": False, "reward": math.inf, "length": 1, "truncated": False, "timeout": False}
+    record["details"] = {}
     assert summarise([record], 1)["reward"] == math.inf
     assert math.isnan(summarise([record, {**record, "reward": -math.inf}], 1)["reward"])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -29,6 +31,7 @@ def experience(seed: int = 0, correct: list[int] | None = None) -> Experience:
     rollout = Rollout(prompts, tokens, lengths, mask, np.where(mask, -1.0, 0.0).astype(np.float32), lengths == C)
     shaped = verdicts + 0.1 * np.arange(Q * G) % 0.3  # a bonus that also varies where nothing is right
     scores = Scores(shaped.astype(np.float32), verdicts, {"length": lengths.astype(np.float32)})
+    scores = replace(scores, details={"check/row": np.arange(Q * G, dtype=np.float32)})
     return Experience([Example(str(q), "t") for q in range(Q)], rollout, [f"text {b}" for b in range(Q * G)], scores)
 
 
@@ -73,6 +76,7 @@ def test_select_takes_whole_groups() -> None:
     np.testing.assert_array_equal(picked.rollout.completions, found.rollout.completions[[2, 3, 6, 7]])
     np.testing.assert_array_equal(picked.rollout.prompts.tokens, found.rollout.prompts.tokens[[1, 3]])
     np.testing.assert_array_equal(picked.scores.parts["length"], [5, 6, 4, 16])
+    np.testing.assert_array_equal(picked.scores.details["check/row"], [2, 3, 6, 7])
 
 
 def test_merge_joins_rounds_in_order() -> None:
@@ -82,6 +86,7 @@ def test_merge_joins_rounds_in_order() -> None:
     again = select(both, np.arange(Q, 2 * Q), G)
     np.testing.assert_array_equal(again.rollout.completions, second.rollout.completions)
     np.testing.assert_array_equal(again.scores.rewards, second.scores.rewards)
+    np.testing.assert_array_equal(again.scores.details["check/row"], second.scores.details["check/row"])
     assert again.texts == second.texts
 
 
@@ -94,3 +99,4 @@ def test_describe_counts_what_happened() -> None:
     assert metrics["rollout/truncated"] == pytest.approx(1 / 8)
     assert metrics["rollout/length_tokens"] == pytest.approx(found.rollout.lengths.mean())
     assert metrics["reward/nonfinite"] == 0
+    assert metrics["check/row"] == pytest.approx(3.5)
