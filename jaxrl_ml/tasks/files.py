@@ -1,0 +1,292 @@
+"""Rows of data sets: a hub name or file paths in, tables of rows out that know where each row stands.
+
+A file is JSONL, JSON (a list of objects), CSV, TSV or parquet, told by its suffix; text is UTF-8. CSV and TSV values are text
+and an empty one is None: nothing is guessed, so an answer `007` or `NA` stays what it is. TSV has no quotes: a tab ends a
+value, a line ends a row. Parquet and hub data sets stay Arrow tables, text formats become lists of dicts. A hub data set is
+read with `datasets`, from its cache where it has been loaded before.
+
+Errors are one line that begins with the file (or the hub name, configuration and split) and the line, counted from 1: in JSON,
+parquet and hub data sets the row.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxrl_ml.types import Example, UserError
+
+if TYPE_CHECKING:
+    import pyarrow
+
+Source = str | Path | Sequence[str | Path]
+"""A hub name, or the path of one file, or the paths of several that are read one after the other."""
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row and where it stands; its methods check the value that they give."""
+
+    values: Mapping[str, Any]
+    source: str
+    index: int  # from 0, within its source
+    number: int  # from 0, over all sources that were read together
+    line: int | None = None  # from 1, where the format has lines
+
+    @property
+    def place(self) -> str:
+        return f"{self.source}, row {self.index + 1}" if self.line is None else f"{self.source}, line {self.line}"
+
+    def wrong(self, problem: str) -> UserError:
+        """The error that says what is wrong with this row."""
+        return UserError(f"{self.place}: {problem}")
+
+    def value(self, column: str) -> Any:
+        """The value in a column, None where it is null; raises UserError where there is no such column."""
+        if column not in self.values:
+            columns = ", ".join(str(name) for name in self.values if name) or "no columns"
+            raise self.wrong(f"no column {column!r}, it has {columns}; rename a column or give another file")
+        return self.values[column]
+
+    def is_blank(self, column: str) -> bool:
+        value = self.value(column)
+        return value is None or (isinstance(value, str) and not value.strip())
+
+    def text(self, column: str) -> str:
+        """The text in a column, stripped; raises UserError where it is no text or blank."""
+        value = self.value(column)
+        if value is not None and not isinstance(value, str):
+            raise self.wrong(f"{column}={short(value)} must be text")
+        if self.is_blank(column):
+            raise self.wrong(f"{column} is empty; fill it or leave the row out")
+        return value.strip()
+
+    def scalar(self, column: str) -> str:
+        """The text or number in a column, as text; a whole float, as a column with gaps has them, loses its `.0`."""
+        value = self.value(column)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return self.text(column)
+        if not math.isfinite(value):
+            raise self.wrong(f"{column}={value} must be text or a finite number")
+        return str(int(value) if value == int(value) else value)
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of one file or hub data set."""
+
+    name: str
+    rows: list[Any] | pyarrow.Table
+    lines: Sequence[int] | None = None  # where each row begins
+    first: int = 0  # the number of its first row
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        values = self.rows[index] if isinstance(self.rows, list) else self.rows.slice(index, 1).to_pylist()[0]
+        line = None if self.lines is None else self.lines[index]
+        row = Row(values, self.name, index, self.first + index, line)
+        if not isinstance(values, Mapping):
+            raise row.wrong(f"holds a {type(values).__name__}; give an object with named fields")
+        return row
+
+    def __iter__(self) -> Iterator[Row]:
+        return map(self.__getitem__, range(len(self)))
+
+    def column(self, name: str) -> list[Any]:
+        """All values of a column; raises UserError where there is none. Much faster than row by row on an Arrow table."""
+        if isinstance(self.rows, list):
+            return [row.value(name) for row in self]
+        if name not in self.rows.column_names:
+            raise UserError(f"{self.name}: no column {name!r}, it has {', '.join(self.rows.column_names)}; give another file")
+        return self.rows.column(name).to_pylist()
+
+
+def read(
+    source: Source,
+    *,
+    config: str | None = None,
+    split: str = "train",
+    columns: Sequence[str] | None = None,
+    header: Sequence[str] | None = None,
+) -> list[Table]:
+    """The tables of a source, one a file; a hub data set is one.
+
+    A text that ends in one of SUFFIXES or names a file that exists is a path, any other a hub name; `config` and `split` are
+    for the hub. `columns` are those that an Arrow table keeps, where it has them; `header` names the columns of TSV files that
+    have no header line. Raises UserError for a file that is missing, malformed or of an unknown suffix, and for a data set that
+    cannot be loaded.
+    """
+    if isinstance(source, str) and Path(source).suffix.lower() not in SUFFIXES and not Path(source).is_file():
+        return [_from_hub(source, config, split, columns)]
+    paths = [source] if isinstance(source, (str, Path)) else list(source)
+    tables: list[Table] = []
+    for path in paths:
+        first = tables[-1].first + len(tables[-1]) if tables else 0
+        tables.append(replace(_from_file(Path(path), columns, header), first=first))
+    return tables
+
+
+def collect(tables: Sequence[Table], make: Callable[[Row], Example | None]) -> list[Example]:
+    """The examples that `make` gives for each row, in order; None leaves a row out.
+
+    Raises UserError for an id that is used twice, and where there is no example.
+    """
+    examples: list[Example] = []
+    places: dict[str, str] = {}
+    for table in tables:
+        for row in table:
+            example = make(row)
+            if example is None:
+                continue
+            if example.id in places:
+                raise row.wrong(f"id {example.id!r} is used already at {places[example.id]}; ids must differ")
+            places[example.id] = row.place
+            examples.append(example)
+    if not examples:
+        raise no_problems(tables)
+    return examples
+
+
+def no_problems(tables: Sequence[Table]) -> UserError:
+    names = ", ".join(table.name for table in tables)
+    return UserError(f"no problems in {names or 'an empty list of files'}; give files with at least one")
+
+
+def short(value: Any) -> str:
+    """A value's repr, cut to fit in an error."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _from_hub(name: str, config: str | None, split: str, columns: Sequence[str] | None) -> Table:
+    import datasets
+
+    full_name = f"{name} ({config}, {split})" if config else f"{name} ({split})"
+    try:
+        with _quiet():
+            data = datasets.load_dataset(name, config, split=split)
+    except Exception as error:  # the network's, the hub's and the builders' errors have no common class
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(
+            f"{full_name}: cannot be loaded from the hub; give a name that can, or the path of a local copy "
+            f"({', '.join(SUFFIXES)}): {reason[:300]}"
+        ) from error
+    if columns is not None:
+        data = data.select_columns([column for column in columns if column in data.column_names])
+    return Table(full_name, data.with_format("arrow")[:])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and no log of `datasets`: what goes wrong is raised."""
+    import datasets
+
+    bars_were_on, verbosity = not datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+        if bars_were_on:
+            datasets.enable_progress_bars()
+
+
+def _from_file(path: Path, columns: Sequence[str] | None, header: Sequence[str] | None) -> Table:
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UserError(f"{path}: suffix {path.suffix!r} is not one of {', '.join(SUFFIXES)}; rename or convert the file")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give the path of one that exists")
+    if suffix == ".parquet":
+        return _parquet(path, columns)
+    if suffix == ".json":
+        text = "".join(text for _, text in _lines(path))
+        rows = _parsed(text, path, 1) if text.strip() else []
+        if not isinstance(rows, list):
+            raise UserError(f"{path}: holds a {type(rows).__name__}; give a list of objects, or name it .jsonl")
+        return Table(str(path), rows)
+    if suffix == ".jsonl":
+        numbered = [(line, _parsed(text.strip(), path, line)) for line, text in _lines(path) if text.strip()]
+    elif suffix == ".csv":
+        numbered = list(_cells_to_rows(path, _csv_cells(path), None))
+    else:
+        cells = ((line, text.rstrip("\r\n").split("\t")) for line, text in _lines(path) if text.strip())
+        numbered = list(_cells_to_rows(path, cells, header))
+    return Table(str(path), [row for _, row in numbered], [line for line, _ in numbered])
+
+
+def _parquet(path: Path, columns: Sequence[str] | None) -> Table:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            there = file.schema_arrow.names
+            return Table(str(path), file.read(None if columns is None else [name for name in columns if name in there]))
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: cannot be read as parquet; write it anew: {reason[:300]}") from error
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a text file with their numbers, from 1. Lines end at a line feed and at no other character."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(f"{path}, line {number}: byte {error.start + 1} is not UTF-8; convert the file") from error
+
+
+def _parsed(text: str, path: Path, first_line: int) -> Any:
+    """JSON text that starts in line `first_line` of a file."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        hint = "; if every line is an object, name it .jsonl" if path.suffix.lower() == ".json" else ""
+        raise UserError(f"{path}, line {line}: malformed JSON at column {error.colno}: {error.msg}{hint}") from error
+    except (RecursionError, ValueError) as error:  # nested too deep, or an integer too long
+        raise UserError(f"{path}, line {first_line}: malformed JSON: {error}") from error
+
+
+def _csv_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV file with the line that each begins in."""
+    reader = csv.reader((text for _, text in _lines(path)), strict=True)
+    line = 1
+    try:
+        for cells in reader:
+            if cells:
+                yield line, cells
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}, line {line}: malformed CSV: {error}") from error
+
+
+def _cells_to_rows(
+    path: Path, rows: Iterator[tuple[int, list[str]]], header: Sequence[str] | None
+) -> Iterator[tuple[int, dict[str, str | None]]]:
+    for line, cells in rows:
+        if header is None:
+            header = cells
+            repeated = sorted({name for name in header if header.count(name) > 1})
+            if repeated:
+                raise UserError(f"{path}, line {line}: column {repeated[0]!r} is there twice; rename one")
+            continue
+        if len(cells) != len(header):
+            raise UserError(
+                f"{path}, line {line}: {len(cells)} values for {len(header)} columns ({', '.join(header)}); "
+                "quote or escape what separates values"
+            )
+        yield line, {name: cell or None for name, cell in zip(header, cells, strict=True)}
