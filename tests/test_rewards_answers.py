@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import sys
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxrl_ml.rewards.answers import MAX_ANSWER_CHARS, extract, judge, to_latex
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("\\boxed{5}", "5"),
+        ("\\boxed {5}", "5"),
+        ("\\fbox{5}", "5"),
+        ("\\\\boxed{5}", "5"),
+        ("\\boxed{\\frac{1}{2}} and more", "\\frac{1}{2}"),
+        ("\\boxed{1} then \\boxed{2}", "2"),
+        ("\\boxed{1} then \\boxed{2", "1"),
+        ("\\boxed{1} then \\boxed{2}}", "2"),
+        ("\\boxed{\\{1,2\\}}", "\\{1,2\\}"),
+        ("\\boxed{\\{1}", "\\{1"),
+        ("\\boxed{a\\boxed{b}c}", "b"),
+        ("\\boxed{}", ""),
+        ("\\boxed5", None),
+        ("xbox{5}", None),
+        ("5", None),
+        ("", None),
+        ("<answer>5</answer>", "5"),
+        ("<answer>4</answer><answer>5</answer>", "5"),
+        ("<answer>4</answer><answer>5", "4"),
+        ("<answer>5", None),
+        ("5</answer>", None),
+        ("</answer><answer>", None),
+        ("\\boxed{4} <answer>5</answer>", "5"),
+        ("<answer>4</answer> \\boxed{5}", "5"),
+        ("<answer>x = \\boxed{5}</answer>", "5"),
+        ("<answer>4</answer> \\boxed{5", "4"),
+    ],
+)
+def test_extract(text, expected):
+    assert extract(text) == expected
+    assert extract(text, "last_number") == expected or expected is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("so it is 42.", "42"),
+        ("3, then 4, then 5", "5"),
+        ("7 - 5", "5"),
+        ("7-5", "5"),
+        ("x = -5", "-5"),
+        ("costs $12.50.", "$12.50"),
+        ("1,234 in all", "1,234"),
+        ("about 12.5%.", "12.5%"),
+        ("1 1/2 cups", "1 1/2"),
+        ("that is -\\frac{1}{2}", "-\\frac{1}{2}"),
+        ("٣٫٥", "3.5"),
+        ("no number", None),
+    ],
+)
+def test_last_number(text, expected):
+    assert extract(text, "last_number") == expected
+
+
+@pytest.mark.parametrize("wrap", ["\\boxed{%s}", "\\boxed{%s", "<answer>%s</answer>"])
+@pytest.mark.parametrize("long", ["5" + " " * 1000 + "6", "5" + " " * 1000, "5" * 10**6, "\\!" * 500 + "5"])
+def test_an_answer_that_is_too_long_is_wrong_and_not_cut_to_a_right_one(wrap, long):
+    assert judge("5", extract(wrap % long) or "") is False
+
+
+def test_a_last_number_that_is_too_long_is_wrong():
+    answer = extract("x = " + "7" * 10**6, "last_number")
+    assert len(answer) > MAX_ANSWER_CHARS and judge("7" * 1000, answer) is False
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "expected"),
+    [
+        ("1000", "1,000", True),
+        ("1000", "1.000", True),
+        ("1", "1.000", True),
+        ("1", "1,000", False),
+        ("3", "3,000", False),
+        ("3.5", "3,500", True),
+        ("3500", "3,500", True),
+        ("3.5", "35", False),
+        ("1.234", "1234", False),
+        ("1234", "1.234", True),
+        ("3,5", "3.5", True),
+        ("3.5", "3,5", True),
+        ("1/2", "0,5", True),
+        ("-1.5", "-1\\frac{1}{2}", True),
+        ("-1.5", "-1 1/2", True),
+        ("50\\%", "50", True),
+        ("0.5", "50\\%", True),
+        ("50", "0.5", False),
+        ("A", "a", True),
+        ("A", "(B)", False),
+        ("A", "5", False),
+        ("5", "A", False),
+        ("3", "x=3", True),
+        ("3", "x=4", False),
+        ("5", "5}", False),
+        ("5", "{5", False),
+        ("5", "  ", False),
+        ("\\pi", " \\pi", True),
+        ("10" * 30, "10" * 30 + ".0", ("10" * 30, "10" * 30 + ".0")),
+        ("1/3", "0,333333", ("\\frac{1}{3}", "0.333333")),
+        ("3,5", "5,3", ("3,5", "5,3")),
+        ("x=3", "y=3", ("x=3", "y=3")),
+        ("5", "5/0", ("5", "5/0")),
+        ("5", "5\\text{ million}", ("5", "5\\text{ million}")),
+        ("\\sqrt{2}", "√2+0", ("\\sqrt{2}", "\\sqrt{2}+0")),
+    ],
+)
+def test_judge(gold, answer, expected):
+    assert judge(gold, answer) == expected
+
+
+FORMS = (
+    lambda x: str(x),
+    lambda x: f"\\frac{{{x.numerator}}}{{{x.denominator}}}",
+    lambda x: f"\\dfrac{{{3 * x.numerator}}}{{{3 * x.denominator}}}",
+    lambda x: f"$ {x} $",
+    lambda x: f"{x}\\text{{ cm}}",
+    lambda x: f"x = {x}",
+    lambda x: ("-" if x < 0 else "") + "{}\\frac{{{}}}{{{}}}".format(*divmod(abs(x.numerator), x.denominator), x.denominator),
+)
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.fractions(max_denominator=50), st.fractions(max_denominator=50), st.sampled_from(FORMS[:5]), st.sampled_from(FORMS))
+def test_fractions_are_equal_exactly_where_their_values_are(x, y, form, other):
+    assert judge(form(x), other(x)) is True
+    assert judge(form(x), other(y)) in ([True] if x == y else [False])
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.decimals(-(10**6), 10**6, places=4), st.sampled_from("0０٠०০๐౦"))
+def test_decimals_in_any_script_and_grouping(x, zero):
+    """`१,२३४.५०००` for 1234.5, also with European and with thin-space separators; a last digit more is another number."""
+    american = f"{x:,.4f}"
+    swapped = american.translate(str.maketrans(",.", ".,"))
+    for text in (american, swapped, american.replace(",", "\u202f"), american.replace(",", "'")):
+        native = "".join(chr(ord(zero) + int(c)) if c.isdecimal() else c for c in text)
+        assert judge(f"{x:f}", native) is True
+        assert judge(str(Fraction(x)), native + "5") is not True
+
+
+@settings(deadline=None, derandomize=True, max_examples=300)
+@given(st.text(max_size=80), st.one_of(st.text(max_size=80), st.text(alphabet="{}\\boxed0,./%$ ", max_size=120)))
+def test_nothing_raises_and_identical_texts_are_right(gold, answer):
+    for form in ("boxed", "last_number"):
+        found = extract(answer, form)
+        assert found is None or len(found) <= MAX_ANSWER_CHARS + 1
+    verdict = judge(gold, answer)
+    assert isinstance(verdict, bool) or all(isinstance(part, str) for part in verdict)
+    assert judge("1" + gold, "1" + gold) is True or gold.count("{") + gold.count("}")
+
+
+def _lines_run(text: str) -> int:
+    count = 0
+
+    def trace(frame, event, argument):
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        for form in ("boxed", "last_number"):
+            judge("5", extract(text, form) or "")
+    finally:
+        sys.settrace(before)
+    return count
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ["\\boxed{", "\\boxed{5}", "box", "\\boxed", "{", "}", "<answer>", "</answer>", "9", "1 ", "-", "\\frac{", "٣", "$", "1,"],
+)
+def test_work_is_linear_in_hostile_text(unit):
+    short, long = (unit * (chars // len(unit)) for chars in (10_000, 80_000))
+    to_latex(unit)
+    assert _lines_run(long) <= 9 * _lines_run(short) + 100
