@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     Array = Any  # numpy or jax
 
 Judged = TypeVar("Judged")
+Allowed = Callable[[Sequence[Example]], np.ndarray]  # examples → bool [Q, languages]
 
 _BLOCK = 256  # demonstrations tokenised in one call
 _BACKGROUND = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
@@ -72,10 +73,13 @@ class PromptRenderer:
         return [{"role": "system", "content": self.system_prompt}, *prompt]
 
 
-def make_prompts(examples: Sequence[Example], render: PromptRenderer, *, width: int, first: int = 0) -> Prompts:
+def make_prompts(
+    examples: Sequence[Example], render: PromptRenderer, *, width: int, first: int = 0, allowed: Allowed | None = None
+) -> Prompts:
     """The examples' prompts, left-padded to [Q, width], as numpy arrays; their places in the step count from `first`.
 
-    Raises UserError for a prompt of more than `width` tokens.
+    `allowed` tells which thinking languages each prompt may choose from. Raises UserError for a prompt of more than `width`
+    tokens.
     """
     tokens = np.full((len(examples), width), render.tokenizer.pad_id, np.int32)
     mask = np.zeros((len(examples), width), bool)
@@ -87,7 +91,8 @@ def make_prompts(examples: Sequence[Example], render: PromptRenderer, *, width: 
             )
         tokens[row, width - len(ids) :] = ids
         mask[row, width - len(ids) :] = True
-    return Prompts(tokens, mask, np.arange(first, first + len(examples), dtype=np.uint32))
+    index = np.arange(first, first + len(examples), dtype=np.uint32)
+    return Prompts(tokens, mask, index, None if allowed is None else allowed(examples))
 
 
 def prompt_batches(
@@ -99,6 +104,7 @@ def prompt_batches(
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
+    allowed: Allowed | None = None,
 ) -> grain.DatasetIterator[tuple[list[Example], Prompts]]:
     """This process's share of every step's prompts, without end, tokenised in a background thread.
 
@@ -109,14 +115,14 @@ def prompt_batches(
     first = process_index * local
 
     def tokenise(examples: list[Example]) -> tuple[list[Example], Prompts]:
-        return examples, make_prompts(examples, render, width=width, first=first)
+        return examples, make_prompts(examples, render, width=width, first=first, allowed=allowed)
 
     steps = _blocks(task, local, seed, process_index, process_count).map(tokenise)
     return iter(steps.to_iter_dataset(_BACKGROUND))
 
 
 def evaluation_batches(
-    task: Task, render: PromptRenderer, *, num_prompts: int, batch_size: int, width: int
+    task: Task, render: PromptRenderer, *, num_prompts: int, batch_size: int, width: int, allowed: Allowed | None = None
 ) -> Iterator[tuple[list[Example], Prompts]]:
     """The task's first `num_prompts` examples in order, in batches of one shape [batch_size, width].
 
@@ -129,7 +135,7 @@ def evaluation_batches(
     def batch(start: int) -> tuple[list[Example], Prompts]:
         examples = [task[i] for i in range(start, min(start + batch_size, num_prompts))]
         padded = examples + examples[-1:] * (batch_size - len(examples))
-        return examples, make_prompts(padded, render, width=width, first=start)
+        return examples, make_prompts(padded, render, width=width, first=start, allowed=allowed)
 
     return map(batch, range(0, num_prompts, batch_size))
 
@@ -333,6 +339,9 @@ def score_rows(reward: Reward, texts: Sequence[str], examples: Sequence[Example]
         correct=column("correct", result.correct, "b", bool),
         parts={part: column(f"part {part!r}", values, "biuf", np.float32) for part, values in result.parts.items()},
         timeout=None if result.timeout is None else column("timeout", result.timeout, "b", bool),
+        language_rewards=None
+        if result.language_rewards is None
+        else column("language_rewards", result.language_rewards, "biuf", np.float32),
         details={label: column(f"detail {label!r}", values, "biuf", np.float32) for label, values in result.details.items()},
     )
 
@@ -360,5 +369,5 @@ def trim(rollout: Rollout, width: int) -> Rollout:
         # Indexing would send the start to the device, which the loop's transfer guard forbids; with strides it is static.
         return jax.lax.slice(x, (0, 0), (x.shape[0], width), (1, 1))
 
-    leaves = {name: x for name, x in rollout._asdict().items() if name != "prompts" and x.ndim == 2}
+    leaves = {name: getattr(rollout, name) for name in ("completions", "action_mask", "sampler_logprobs")}
     return rollout._replace(**{name: cut(x) for name, x in leaves.items()})

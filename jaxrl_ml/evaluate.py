@@ -64,17 +64,20 @@ class Evaluator:
         self, evaluation: Evaluation, programs: Programs, tokenizer: Tokenizer, render: PromptRenderer, seed: int
     ) -> None:
         from jaxrl_ml import data
+        from jaxrl_ml.languages.tags import language_action
         from jaxrl_ml.sampler import settings_of
 
         self.evaluation, self.seed = evaluation, seed
         self._programs, self._tokenizer = programs, tokenizer
         layout, sampling = programs.layout, evaluation.sampling
+        action = language_action(evaluation.language, tokenizer.encode, sampling.max_completion_tokens)
         batches = data.evaluation_batches(
             evaluation.task,
             render,
             num_prompts=evaluation.num_prompts,
             batch_size=_batch_size(evaluation, layout.row_shards),
             width=sampling.max_prompt_tokens,
+            allowed=action.allowed,
         )
         self._batches = [
             _Batch(examples, _prompt_texts(tokenizer, prompts, len(examples)), layout.put_rows(prompts))
@@ -82,6 +85,7 @@ class Evaluator:
         ]
         self._stop_table = layout.put(tokenizer.stop_table(sampling.stop, programs.model.config.vocab_size))
         self._settings = layout.put(settings_of(sampling))
+        self._trie, self._tag_width = layout.put(action.trie), action.width
 
     def run(self, weights: Params, step: int) -> EvaluationResult:
         """Samples and scores every problem with `weights` (`Programs.gather`); `step` seeds the noise of the sampling."""
@@ -99,9 +103,11 @@ class Evaluator:
             seed_words,
             self._stop_table,
             self._settings,
+            self._trie,
             truncates=sampling.truncates,
             group_size=self.evaluation.samples_per_prompt,
             width=sampling.max_completion_tokens,
+            tag_width=self._tag_width,
         )
 
     def _judge(self, batch: _Batch, rollout: Rollout) -> list[dict[str, Any]]:

@@ -17,11 +17,12 @@ import numpy as np
 from jaxrl_ml import data
 from jaxrl_ml.advantages import group_advantages, mixed_groups, overlong_penalty
 from jaxrl_ml.config import Config, GRPOStage
+from jaxrl_ml.languages.tags import language_action
 from jaxrl_ml.optimizer import make_optimizer
 from jaxrl_ml.programs import Programs
 from jaxrl_ml.sampler import settings_of
 from jaxrl_ml.tokenizer import Tokenizer
-from jaxrl_ml.types import Batch, Example, Params, Prompts, Rollout, Scores, StepReport, TrainState, UserError
+from jaxrl_ml.types import Batch, Example, Params, Rollout, Scores, StepReport, TrainState, UserError
 
 SAMPLING_PURPOSE = 1  # the second word of the sampling seed; evaluation has its own
 
@@ -45,6 +46,8 @@ class GRPO:
         self.layout = programs.layout
         _check_shards(stage, self.layout.row_shards)
         self.optimizer = make_optimizer(config.optimizer_of(stage), stage.num_steps * stage.updates_per_step)
+        action = language_action(stage.language, tokenizer.encode, stage.sampling.max_completion_tokens)
+        self.trie, self.tag_width = self.layout.put(action.trie), action.width
         self.batches = data.prompt_batches(
             stage.task,
             data.PromptRenderer(tokenizer, config.prompt_format, config.system_prompt),
@@ -53,6 +56,7 @@ class GRPO:
             seed=config.data_seed(stage),
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            allowed=action.allowed,
         )
         table = tokenizer.stop_table(stage.sampling.stop, programs.model.config.vocab_size)
         self.stop_table = self.layout.put(table)
@@ -74,12 +78,12 @@ class GRPO:
             return state, StepReport(host, samples=samples, skipped=host["reward/nonfinite"] > 0)
         batch = self.layout.put_rows(batch)
         if stage.updates_per_step > 1:
-            batch = batch._replace(old_logprobs=self._score(state.params, batch.rollout, temperature))
+            batch = batch._replace(old_logprobs=self._score(state.params, batch.rollout, temperature, self.trie))
         if stage.loss.kl != "none":
-            batch = batch._replace(ref_logprobs=self._score(self.reference, batch.rollout, temperature))
+            batch = batch._replace(ref_logprobs=self._score(self.reference, batch.rollout, temperature, self.trie))
         metrics = []
         for minibatch in self.minibatches:
-            state, update_metrics = self._update(state, batch, minibatch, temperature)
+            state, update_metrics = self._update(state, batch, minibatch, temperature, self.trie)
             metrics.append(update_metrics)
         return state, StepReport(host, metrics, samples)
 
@@ -115,13 +119,15 @@ class GRPO:
             part = slice(i * chunk, (i + 1) * chunk)
             rollout = self.programs.sample(
                 weights,
-                self.layout.put_rows(Prompts(*(leaf[part] for leaf in prompts))),
+                self.layout.put_rows(jax.tree.map(lambda leaf: leaf[part], prompts)),
                 seed_words,
                 self.stop_table,
                 self.settings,
+                self.trie,
                 truncates=False,
                 group_size=stage.group_size,
                 width=stage.sampling.max_completion_tokens,
+                tag_width=self.tag_width,
             )
             return examples[part], rollout
 
@@ -184,6 +190,7 @@ def merge(rounds: list[Experience]) -> Experience:
             _join_columns([s.parts for s in scores]),
             join(timeouts),
             _join_columns([s.details for s in scores]),
+            None if scores[0].language_rewards is None else join([s.language_rewards for s in scores]),
         ),
     )
 
@@ -197,11 +204,10 @@ def select(experience: Experience, groups: np.ndarray, group_size: int) -> Exper
     """The experience of the groups numbered int [Q']."""
     rows = (groups[:, None] * group_size + np.arange(group_size)).reshape(-1)
     rollout, scores = experience.rollout, experience.scores
-    prompts = Prompts(*(leaf[groups] for leaf in rollout.prompts))
-    picked = {name: leaf[rows] for name, leaf in rollout._asdict().items() if name != "prompts"}
+    picked = jax.tree.map(lambda leaf: leaf[rows], rollout._replace(prompts=None))
     return Experience(
         [experience.examples[q] for q in groups],
-        Rollout(prompts=prompts, **picked),
+        picked._replace(prompts=jax.tree.map(lambda leaf: leaf[groups], rollout.prompts)),
         [experience.texts[b] for b in rows],
         Scores(
             scores.rewards[rows],
@@ -209,6 +215,7 @@ def select(experience: Experience, groups: np.ndarray, group_size: int) -> Exper
             {name: part[rows] for name, part in scores.parts.items()},
             None if scores.timeout is None else scores.timeout[rows],
             {name: detail[rows] for name, detail in scores.details.items()},
+            None if scores.language_rewards is None else scores.language_rewards[rows],
         ),
     )
 

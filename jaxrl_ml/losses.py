@@ -17,12 +17,19 @@ MAX_LOG_RATIO = 20.0  # exp of more is meaningless and would overflow sums
 
 
 def token_logprobs(
-    hidden: jax.Array, head: jax.Array, targets: jax.Array, temperature: jax.Array, chunk_tokens: int, constrain: Any
+    hidden: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    temperature: jax.Array,
+    chunk_tokens: int,
+    constrain: Any,
+    support: tuple[jax.Array, jax.Array] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probabilities and entropies, in nats, of the distribution softmax(hidden @ head / temperature), in float32.
 
     hidden [B, C, D], head [D, V], targets int32 [B, C]; returns two f32 [B, C]. Logits exist for about `chunk_tokens` tokens
-    at a time, forwards and backwards (they are computed again for the gradient).
+    at a time, forwards and backwards (they are computed again for the gradient). support: tokens int32 [B, C, E] and which of
+    them count, bool [B, C, E]; the distribution is renormalised over those, where there are any.
     """
     B, C, D = hidden.shape
     width = max(1, min(C, chunk_tokens // B))
@@ -30,10 +37,15 @@ def token_logprobs(
     padding = chunks * width - C
     # Chunks are cut along C: the rows stay where the mesh has them.
     hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0))).reshape(B, chunks, width, D).swapaxes(0, 1)
-    targets = jnp.pad(targets, ((0, 0), (0, padding))).reshape(B, chunks, width).swapaxes(0, 1)
+    targets, support = jax.tree.map(
+        lambda x: (
+            jnp.pad(x, ((0, 0), (0, padding), *((0, 0),) * (x.ndim - 2))).reshape(B, chunks, width, *x.shape[2:]).swapaxes(0, 1)
+        ),
+        (targets, support),
+    )
 
     def chunk(carry, slices):
-        h, t = slices
+        h, t, within = slices
         # Cast here, not before the scan: the head's gradient is summed over the chunks in float32.
         logits = jnp.einsum("bcd,dv->bcv", h, head.astype(h.dtype), preferred_element_type=jnp.float32) / temperature
         logits = constrain(logits, ("rows", None, "vocab"))
@@ -44,10 +56,24 @@ def token_logprobs(
         log_total = jnp.log(total)
         chosen = jnp.take_along_axis(shifted, t[..., None], axis=-1)[..., 0]
         entropy = log_total - (weights * shifted).sum(-1) / total
+        if within is not None:
+            log_total, entropy = _renormalised(shifted, *within, log_total, entropy)
         return carry, (chosen - log_total, entropy)
 
-    _, (logprobs, entropy) = jax.lax.scan(jax.checkpoint(chunk, prevent_cse=False), None, (hidden, targets))
+    _, (logprobs, entropy) = jax.lax.scan(jax.checkpoint(chunk, prevent_cse=False), None, (hidden, targets, support))
     return tuple(x.swapaxes(0, 1).reshape(B, chunks * width)[:, :C] for x in (logprobs, entropy))
+
+
+def _renormalised(
+    logits: jax.Array, tokens: jax.Array, valid: jax.Array, log_total: jax.Array, entropy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The log-normaliser and entropy over the valid tokens of each place; those given, over all tokens, where none is valid."""
+    kept = jnp.where(valid, jnp.take_along_axis(logits, jnp.maximum(tokens, 0), axis=-1), -1e30)
+    narrow = valid.any(-1)
+    own_total = jax.nn.logsumexp(kept, axis=-1)
+    logprobs = jnp.where(valid, kept - own_total[..., None], 0.0)
+    own_entropy = -jnp.where(valid, jnp.exp(logprobs) * logprobs, 0.0).sum(-1)
+    return jnp.where(narrow, own_total, log_total), jnp.where(narrow, own_entropy, entropy)
 
 
 def aggregation_weights(mask: jax.Array, kind: str, max_width: int) -> jax.Array:

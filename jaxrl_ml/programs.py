@@ -26,7 +26,7 @@ from jaxrl_ml import sampler, update
 from jaxrl_ml.config import ComputeConfig, GRPOStage, ModelConfig, SFTStage
 from jaxrl_ml.models.transformer import Transformer, unstack
 from jaxrl_ml.sharding import SAMPLING, TRAINING, Layout
-from jaxrl_ml.types import Params, Prompts, Rollout, TrainState
+from jaxrl_ml.types import Params, Prompts, Rollout, Tags, TagTrie, TrainState
 
 
 def resolve_dtype(name: str) -> Any:
@@ -56,9 +56,12 @@ class Programs:
         self.init = jax.jit(self.model.init, out_shardings=self.param_shardings)
         self.gather = jax.jit(self._to_sampling, out_shardings=weight_shardings)
         rows = self.layout.rows
-        rollout = Rollout(Prompts(rows(2), rows(2), rows(1)), rows(2), rows(1), rows(2), rows(2), rows(1))
-        self._sample = jax.jit(self._sample_all, static_argnums=(5, 6, 7), out_shardings=rollout)
-        self.begin = jax.jit(partial(sampler.begin, self.sampling_model), static_argnums=(4, 5))
+        plain = Rollout(Prompts(rows(2), rows(2), rows(1)), rows(2), rows(1), rows(2), rows(2), rows(1))
+        tagged = plain._replace(prompts=plain.prompts._replace(allowed=rows(2)), tags=Tags(rows(2), rows(1)))
+        self._sample, self._sample_tagged = (
+            jax.jit(self._sample_all, static_argnums=(6, 7, 8, 9), out_shardings=shardings) for shardings in (plain, tagged)
+        )
+        self.begin = jax.jit(partial(sampler.begin, self.sampling_model), static_argnums=(4, 5, 6))
         self.decode = jax.jit(partial(sampler.decode, self.sampling_model), static_argnums=(4,), donate_argnums=(1,))
 
     def _to_sampling(self, params: Params) -> Params:
@@ -68,20 +71,29 @@ class Programs:
         weights = jax.tree_util.tree_map_with_path(cast, params)
         return {**weights, "layers": unstack(weights["layers"], self.model.config.num_layers)}
 
-    def _sample_all(self, weights, prompts, seed_words, stop_table, settings, truncates, G, C) -> Rollout:
-        state = sampler.begin(self.sampling_model, weights, prompts, seed_words, stop_table, G, C)
-        state = sampler.decode(self.sampling_model, weights, state, stop_table, settings, truncates, C)
-        return sampler.finish(prompts, state, stop_table)
+    def _sample_all(self, weights, prompts, seed_words, stop_table, settings, trie, truncates, G, C, W) -> Rollout:
+        state = sampler.begin(self.sampling_model, weights, prompts, seed_words, stop_table, G, C, W)
+        state = sampler.decode(self.sampling_model, weights, state, stop_table, settings, truncates, C, trie, prompts.allowed)
+        return sampler.finish(prompts, state, stop_table, trie)
 
     def sample(
-        self, weights: Params, prompts: Prompts, seed_words: Any, stop_table: Any, settings: sampler.Settings, **static: Any
+        self,
+        weights: Params,
+        prompts: Prompts,
+        seed_words: Any,
+        stop_table: Any,
+        settings: sampler.Settings,
+        trie: TagTrie | None = None,
+        **static: Any,
     ) -> Rollout:
         """Samples `group_size` completions of at most `width` tokens a prompt; `truncates`: top-k, top-p or min-p are on.
 
-        seed_words uint32 [4] is (seed, purpose, step, attempt); all arrays on the device.
+        seed_words uint32 [4] is (seed, purpose, step, attempt); all arrays on the device. With a trie, `tag_width` is the
+        length of its longest tag, and the prompts tell which languages they allow.
         """
-        order = (static["truncates"], static["group_size"], static["width"])
-        return self._sample(weights, prompts, seed_words, stop_table, settings, *order)
+        order = (static["truncates"], static["group_size"], static["width"], static.get("tag_width", 0))
+        program = self._sample if trie is None else self._sample_tagged
+        return program(weights, prompts, seed_words, stop_table, settings, trie, *order)
 
     def state_shardings(self, optimizer: optax.GradientTransformation) -> TrainState:
         """Where a TrainState lives: moments lie where their parameters do."""
@@ -111,14 +123,14 @@ class Programs:
         return jax.jit(optimizer.init, out_shardings=self.state_shardings(optimizer).opt_state)(params)
 
     def score(self, stage: GRPOStage) -> Any:
-        """(params, rollout, temperature) → log-probs f32 [B, C]."""
+        """(params, rollout, temperature, trie) → log-probs f32 [B, C]."""
         parts = stage.num_minibatches * stage.num_microbatches
         return jax.jit(
             partial(update.score, self.model, parts, self.compute.logprob_chunk_tokens), out_shardings=self.layout.rows(2)
         )
 
     def update(self, stage: GRPOStage, optimizer: optax.GradientTransformation) -> Any:
-        """(state, batch, minibatch, temperature) → (state, metrics); the state is donated."""
+        """(state, batch, minibatch, temperature, trie) → (state, metrics); the state is donated."""
         bound = partial(
             update.grpo_update,
             self.model,

@@ -1,7 +1,8 @@
 """Rollouts: each prompt is prefilled once, its cache is shared by its group, and the group is decoded in a jitted loop.
 
-In: sampling weights (layers unstacked), `Prompts`, a draw (which noise), a stop table and the sampling settings as data. Out: a
-`Rollout`. The stop token is part of the completion: it is sampled, has a log-prob, and is in `action_mask`.
+In: sampling weights (layers unstacked), `Prompts`, a draw (which noise), a stop table, the sampling settings as data, and the
+trie of the language tags where there is one. Out: a `Rollout`. The stop token is part of the completion: it is sampled, has a
+log-prob, and is in `action_mask`; so is the language tag.
 
 Row b's noise at position t is folded from (seed, purpose, step, attempt, prompt index, sample, t): the same row draws the same
 noise whatever else is in the batch, however the step is split, and whatever the mesh.
@@ -15,9 +16,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_ml.config import SamplingConfig
+from jaxrl_ml.languages import tags
 from jaxrl_ml.models.attention import MASKED
 from jaxrl_ml.models.transformer import KVCache, PromptCache, Transformer
-from jaxrl_ml.types import Params, Prompts, Rollout
+from jaxrl_ml.types import Params, Prompts, Rollout, Tags, TagTrie
 
 
 class Settings(NamedTuple):
@@ -42,6 +44,8 @@ class Decoding(NamedTuple):
     completions: jax.Array  # int32 [B, C]
     logprobs: jax.Array  # f32 [B, C]
     lengths: jax.Array  # int32 [B]
+    tag_state: jax.Array | None  # int32 [B]; the trie node of each row's next token; None: no tags
+    tags: Tags | None
 
 
 def settings_of(config: SamplingConfig) -> Settings:
@@ -95,11 +99,19 @@ def draw(logits: jax.Array, keys: jax.Array, settings: Settings, truncates: bool
 
 
 def begin(
-    model: Transformer, params: Params, prompts: Prompts, seed_words: jax.Array, stop_table: jax.Array, G: int, C: int
+    model: Transformer,
+    params: Params,
+    prompts: Prompts,
+    seed_words: jax.Array,
+    stop_table: jax.Array,
+    G: int,
+    C: int,
+    W: int = 0,
 ) -> Decoding:
     """Prefills the prompts and sets up the group's decoding.
 
-    seed_words: uint32 [4], (seed, purpose, step, attempt); stop_table: int16 [states, V] (`Tokenizer.stop_table`).
+    seed_words: uint32 [4], (seed, purpose, step, attempt); stop_table: int16 [states, V] (`Tokenizer.stop_table`); W: tokens of
+    the longest language tag, 0 where there are none.
     """
     Q = prompts.tokens.shape[0]
     B = Q * G
@@ -124,6 +136,8 @@ def begin(
         completions=jnp.zeros((B, C), jnp.int32),
         logprobs=jnp.zeros((B, C), jnp.float32),
         lengths=jnp.zeros(B, jnp.int32),
+        tag_state=jnp.full(B, tags.ROOT, jnp.int32) if W else None,
+        tags=Tags(jnp.zeros((B, W), jnp.int32), jnp.full(B, -1, jnp.int32)) if W else None,
     )
 
 
@@ -135,9 +149,16 @@ def decode(
     settings: Settings,
     truncates: bool,
     until: jax.Array | int,
+    trie: TagTrie | None = None,
+    allowed: jax.Array | None = None,
 ) -> Decoding:
-    """Decodes until every row has stopped or `until` tokens are there."""
+    """Decodes until every row has stopped or `until` tokens are there.
+
+    trie and allowed, bool [Q, languages]: the language tags and which of them each prompt may start with.
+    """
     stopped = stop_table.shape[0] - 1
+    if trie is not None:
+        allowed = jnp.repeat(allowed, state.token.shape[0] // allowed.shape[0], axis=0)
 
     def unfinished(state: Decoding) -> jax.Array:
         return (state.position < until) & ~jnp.all(state.stop_state == stopped)
@@ -147,10 +168,17 @@ def decode(
         positions = (state.prompt_lengths - 1 + t)[:, None]
         hidden, own = model.extend(params, state.token[:, None], positions, state.prompt, state.own, t)
         logits = model.logits(params, hidden)[:, 0]
+        if trie is not None:
+            logits = tags.constrain_logits(trie, state.tag_state, allowed, logits)
         noise_keys = jax.vmap(lambda key: jax.random.fold_in(key, t))(state.keys)
         token, logprob = draw(logits, noise_keys, settings, truncates)
         active = state.stop_state != stopped
         token, logprob = jnp.where(active, token, 0), jnp.where(active, logprob, 0.0)
+        if trie is not None:
+            states = state.tags.state.at[:, t].set(state.tag_state, mode="drop")  # beyond the longest tag every row is free
+            tag_state, language = tags.advance(trie, state.tag_state, state.tags.language, token, allowed)
+            tag_state = jnp.where(active, tag_state, 0)
+            state = state._replace(tag_state=tag_state, tags=Tags(states, jnp.where(active, language, state.tags.language)))
         return state._replace(
             position=t + 1,
             token=token,
@@ -164,14 +192,20 @@ def decode(
     return jax.lax.while_loop(unfinished, step, state)
 
 
-def finish(prompts: Prompts, state: Decoding, stop_table: jax.Array) -> Rollout:
+def finish(prompts: Prompts, state: Decoding, stop_table: jax.Array, trie: TagTrie | None = None) -> Rollout:
     """The rollout of a decoded group."""
-    C = state.completions.shape[1]
+    B, C = state.completions.shape
+    action_mask = jnp.arange(C)[None] < state.lengths[:, None]
+    if trie is not None:
+        allowed = jnp.repeat(prompts.allowed, B // prompts.allowed.shape[0], axis=0)
+        W = state.tags.state.shape[1]
+        action_mask &= jnp.pad(tags.is_choice(trie, state.tags.state, allowed), ((0, 0), (0, C - W)), constant_values=True)
     return Rollout(
         prompts=prompts,
         completions=state.completions,
         lengths=state.lengths,
-        action_mask=jnp.arange(C)[None] < state.lengths[:, None],
+        action_mask=action_mask,
         sampler_logprobs=state.logprobs,
         truncated=state.stop_state != stop_table.shape[0] - 1,
+        tags=state.tags,
     )

@@ -33,6 +33,12 @@ class UserError(Exception):
     """A mistake of the user's: its text is one line that names the offending value and the remedy."""
 
 
+def require(condition: bool, message: str) -> None:
+    """Raises UserError with `message` unless the condition holds."""
+    if not condition:
+        raise UserError(message)
+
+
 @dataclass(frozen=True)
 class Example:
     """One problem of a task, on the host.
@@ -56,6 +62,24 @@ class Prompts(NamedTuple):
     tokens: Array  # int32 [Q, P]; column P-1 is the last prompt token of every row
     mask: Array  # bool [Q, P]; True on prompt tokens (never inferred from token ids: pad may equal EOS)
     index: Array  # uint32 [Q]; the prompt's place in its step: with it, noise does not depend on the batch split
+    allowed: Array | None = None  # bool [Q, languages]; the thinking languages a prompt may choose from; None: no tags
+
+
+class TagTrie(NamedTuple):
+    """The allowed tags as a trie over tokens: node 0 is free text, node 1 the root; E edges a node, padded with token −1."""
+
+    tokens: Array  # int32 [nodes, E]
+    target: Array  # int32 [nodes, E]; the node that an edge leads to, 0 at the end of a tag
+    language: Array  # int32 [nodes, E]; the language whose tag an edge completes, −1 for none
+    reach: Array  # bool [nodes, E, languages]; the languages whose tags go over an edge
+    constrains: Array  # bool []; whether a completion must start with an allowed tag
+
+
+class Tags(NamedTuple):
+    """The language action of B rows. Made by the sampler, never read off the tokens again."""
+
+    state: Array  # int32 [B, W]; the trie node that each of the first W tokens was drawn at, W the longest tag; 0 is free text
+    language: Array  # int32 [B]; the language of the tag that a row starts with, −1 for none
 
 
 class Rollout(NamedTuple):
@@ -64,9 +88,10 @@ class Rollout(NamedTuple):
     prompts: Prompts
     completions: Array  # int32 [B, C]; right-padded
     lengths: Array  # int32 [B]; sampled tokens, the stop token included
-    action_mask: Array  # bool [B, C]; True on every token the policy sampled, EOS included
+    action_mask: Array  # bool [B, C]; True on every token the policy chose, EOS included; not where a trie left one choice
     sampler_logprobs: Array  # f32 [B, C]; of the distribution really sampled, zero outside action_mask
     truncated: Array  # bool [B]; the row hit the token limit without a stop
+    tags: Tags | None = None  # None: mode off
 
 
 @dataclass(frozen=True)
@@ -75,7 +100,8 @@ class Scores:
 
     `correct` is the raw verdict that filters read, `parts` are the named terms that make up `rewards` (logged one by one),
     `timeout` marks rows whose check was given up: not the same as wrong. `details` is what else the reward can tell of each
-    row: logged as means, kept in evaluation records, no part of `rewards`.
+    row: logged as means, kept in evaluation records, no part of `rewards`. `language_rewards` is the share of `rewards` that is
+    earned by the choice of the thinking language alone; with loss.language=own it never reaches the thinking.
     """
 
     rewards: np.ndarray  # f32 [B]
@@ -83,6 +109,7 @@ class Scores:
     parts: Mapping[str, np.ndarray] = field(default_factory=dict)  # {name: f32 [B]}
     timeout: np.ndarray | None = None  # bool [B]; None: no row timed out
     details: Mapping[str, np.ndarray] = field(default_factory=dict)  # {name: f32 [B]}
+    language_rewards: np.ndarray | None = None  # f32 [B]; None: none
 
 
 class Batch(NamedTuple):

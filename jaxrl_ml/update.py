@@ -14,18 +14,22 @@ import jax.numpy as jnp
 import optax
 
 from jaxrl_ml.config import LossConfig
+from jaxrl_ml.languages.tags import children
 from jaxrl_ml.losses import aggregation_weights, importance_weights, kl_estimate, policy_loss, token_logprobs
 from jaxrl_ml.models.transformer import Transformer
 from jaxrl_ml.sampler import prefill_prompts
-from jaxrl_ml.types import Batch, Packed, Params, Rollout, TrainState
+from jaxrl_ml.types import Batch, Packed, Params, Rollout, TagTrie, TrainState
 
 Metrics = dict[str, jax.Array]
 
 
 def rollout_logprobs(
-    model: Transformer, params: Params, rollout: Rollout, temperature: jax.Array, chunk_tokens: int
+    model: Transformer, params: Params, rollout: Rollout, temperature: jax.Array, trie: TagTrie | None, chunk_tokens: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probs and entropies f32 [B, C] of the completions at the sampling temperature, zero outside `action_mask`."""
+    """Log-probs and entropies f32 [B, C] of the completions at the sampling temperature, zero outside `action_mask`.
+
+    Those of a constrained language tag are renormalised over the trie, as they were sampled.
+    """
     prompts, completions = rollout.prompts, rollout.completions
     B, C = completions.shape
     G = B // prompts.tokens.shape[0]
@@ -34,28 +38,54 @@ def rollout_logprobs(
     starts = jnp.repeat(prompts.mask.sum(1, dtype=jnp.int32) - 1, G)
     positions = starts[:, None] + jnp.arange(C, dtype=jnp.int32)[None]
     hidden, _ = model.extend(params, inputs, positions, prefill_prompts(model, params, prompts))
-    logprobs, entropy = token_logprobs(hidden, model.head(params), completions, temperature, chunk_tokens, model.constrain)
+    head = model.head(params)
+
+    def of(columns: slice, support: tuple | None = None) -> tuple[jax.Array, jax.Array]:
+        h, targets = hidden[:, columns], completions[:, columns]
+        return token_logprobs(h, head, targets, temperature, chunk_tokens, model.constrain, support)
+
+    if trie is None:
+        logprobs, entropy = of(slice(None))
+    else:  # tags lie in the first columns
+        W = min(rollout.tags.state.shape[1], C)
+        allowed = jnp.repeat(prompts.allowed, G, axis=0)[:, None]
+        tokens, valid = children(trie, rollout.tags.state[:, :W], allowed)
+        parts = of(slice(W), (tokens, valid & trie.constrains)), of(slice(W, None))
+        logprobs, entropy = (jnp.concatenate(pair, axis=1) for pair in zip(*parts, strict=True))
     mask = rollout.action_mask
     return jnp.where(mask, logprobs, 0.0), jnp.where(mask, entropy, 0.0)
 
 
 def score(
-    model: Transformer, num_microbatches: int, chunk_tokens: int, params: Params, rollout: Rollout, temperature: jax.Array
+    model: Transformer,
+    num_microbatches: int,
+    chunk_tokens: int,
+    params: Params,
+    rollout: Rollout,
+    temperature: jax.Array,
+    trie: TagTrie | None = None,
 ) -> jax.Array:
     """Log-probs f32 [B, C] of a rollout under `params`, one microbatch after the other."""
     Q = rollout.prompts.tokens.shape[0]
 
     def one(microbatch: Rollout) -> jax.Array:
-        return rollout_logprobs(model, params, microbatch, temperature, chunk_tokens)[0]
+        return rollout_logprobs(model, params, microbatch, temperature, trie, chunk_tokens)[0]
 
     return merge_prompts(jax.lax.map(one, split_prompts(rollout, Q, num_microbatches)), Q)
 
 
 def grpo_loss(
-    model: Transformer, config: LossConfig, chunk_tokens: int, params: Params, batch: Batch, weights: jax.Array, temperature
+    model: Transformer,
+    config: LossConfig,
+    chunk_tokens: int,
+    params: Params,
+    batch: Batch,
+    weights: jax.Array,
+    temperature: jax.Array,
+    trie: TagTrie | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """The weighted sum of per-token losses of a (micro)batch, and the weighted sums of its per-token statistics."""
-    logprobs, entropy = rollout_logprobs(model, params, batch.rollout, temperature, chunk_tokens)
+    logprobs, entropy = rollout_logprobs(model, params, batch.rollout, temperature, trie, chunk_tokens)
     old = jax.lax.stop_gradient(logprobs) if batch.old_logprobs is None else batch.old_logprobs
     loss, stats = policy_loss(logprobs, old, batch.advantages, batch.loss_mask, config)
     sampler = batch.rollout.sampler_logprobs
@@ -134,6 +164,7 @@ def grpo_update(
     batch: Batch,
     minibatch: jax.Array,
     temperature: jax.Array,
+    trie: TagTrie | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One GRPO update on minibatch number `minibatch` (int32 []) of the step's batch; formulas in `losses.py`."""
     Q = batch.rollout.prompts.tokens.shape[0]
@@ -147,7 +178,7 @@ def grpo_update(
 
     def loss_of(microbatch):
         return jax.value_and_grad(
-            lambda params: grpo_loss(model, config, chunk_tokens, params, *microbatch, temperature), has_aux=True
+            lambda params: grpo_loss(model, config, chunk_tokens, params, *microbatch, temperature, trie), has_aux=True
         )(state.params)
 
     zeros = jax.tree.map(jnp.zeros_like, state.params)

@@ -25,7 +25,7 @@ from jaxrl_ml import sampler
 from jaxrl_ml.config import ComputeConfig, GRPOStage, LossConfig, MeshConfig, ModelConfig, SamplingConfig, SFTStage
 from jaxrl_ml.programs import Programs
 from jaxrl_ml.sharding import make_mesh
-from jaxrl_ml.types import Batch, Packed, Prompts, Rollout, TrainState
+from jaxrl_ml.types import Batch, Packed, Prompts, Rollout, TagTrie, TrainState
 
 TINY = ModelConfig(vocab_size=48, num_layers=2, embed_dim=32, mlp_dim=64, num_heads=4, num_kv_heads=2, head_dim=8)
 
@@ -79,6 +79,8 @@ class Policy:
         words: tuple[int, ...] = (0, 1, 2, 3),
         table: np.ndarray | None = None,
         params: Any = None,
+        trie: TagTrie | None = None,
+        tag_width: int = 0,
     ) -> Rollout:
         """A rollout on the host; only shapes and `sampling.truncates` compile anew."""
         sampling = sampling or SamplingConfig()
@@ -86,9 +88,9 @@ class Policy:
         table = self.put(self.stop_table() if table is None else table)
         settings = self.put(sampler.settings_of(sampling))
         prompts = self.put_rows(self.prompts() if prompts is None else prompts)
-        static = {"truncates": sampling.truncates, "group_size": self.G, "width": self.C}
+        static = {"truncates": sampling.truncates, "group_size": self.G, "width": self.C, "tag_width": tag_width}
         weights = self.weights if params is None else self.programs.gather(params)
-        return jax.device_get(self.programs.sample(weights, prompts, words, table, settings, **static))
+        return jax.device_get(self.programs.sample(weights, prompts, words, table, settings, self.put(trie), **static))
 
     @cached_property
     def rollout(self) -> Rollout:
@@ -99,9 +101,10 @@ class Policy:
         stage = GRPOStage(None, None, prompts_per_step=self.Q, group_size=self.G, num_microbatches=2)
         return self.programs.score(stage)
 
-    def score(self, rollout: Rollout, params: Any = None, temperature: float = 1.0) -> np.ndarray:
+    def score(self, rollout: Rollout, params: Any = None, temperature: float = 1.0, trie: TagTrie | None = None) -> np.ndarray:
         params = self.params if params is None else params
-        return jax.device_get(self._score(params, self.put_rows(rollout), self.put(np.float32(temperature))))
+        rest = self.put(np.float32(temperature)), self.put(trie)
+        return jax.device_get(self._score(params, self.put_rows(rollout), *rest))
 
     def stage(self, **changes: Any) -> GRPOStage:
         sampling = SamplingConfig(max_completion_tokens=self.C)
@@ -127,9 +130,11 @@ class Policy:
         grads = jax.tree.map(lambda old, new: np.asarray(old) - np.asarray(new), params, state.params)
         return grads, state, {name: float(value) for name, value in metrics.items()}
 
-    def update(self, batch: Batch, params: Any = None, program: Any = None) -> tuple[Any, Any, dict[str, float]]:
+    def update(
+        self, batch: Batch, params: Any = None, program: Any = None, trie: TagTrie | None = None
+    ) -> tuple[Any, Any, dict[str, float]]:
         """Gradients (host), the new state and the metrics of one GRPO update by plain gradient descent of rate 1."""
-        rest = self.put(np.int32(0)), self.put(np.float32(1.0))
+        rest = self.put(np.int32(0)), self.put(np.float32(1.0)), self.put(trie)
         return self._step(self._update if program is None else program, batch, *rest, params=params)
 
     def fit(self, packed: Packed, program: Any = None) -> tuple[Any, Any, dict[str, float]]:

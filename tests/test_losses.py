@@ -242,7 +242,7 @@ def test_no_array_of_all_logits_exists_in_the_compiled_update():
 
 
 def test_the_memory_test_sees_full_logits(monkeypatch):
-    def full(hidden, head, targets, temperature, chunk_tokens, constrain):
+    def full(hidden, head, targets, temperature, chunk_tokens, constrain, support):
         return dense(hidden, head, targets, temperature)
 
     monkeypatch.setattr(update, "token_logprobs", full)

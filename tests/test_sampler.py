@@ -26,7 +26,7 @@ GREEDY = SamplingConfig(temperature=0.0)
 
 def take(prompts: Prompts, order) -> Prompts:
     """Some prompts in some order; each keeps its index, hence its noise."""
-    return Prompts(*(np.asarray(x)[order] for x in prompts))
+    return jax.tree.map(lambda x: np.asarray(x)[order], prompts)
 
 
 def assert_same_rows(found, expected, rows=slice(None), tolerance=1e-5):

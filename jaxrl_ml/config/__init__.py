@@ -1,0 +1,151 @@
+"""Configuration: frozen dataclasses and their validation. Imports neither jax nor anything heavy.
+
+A config file is a Python file under `configs/` that binds `config = Config(...)`; tasks, rewards and prompt formats are passed
+in as objects. `cli.py` reads it and applies overrides from the command line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from jaxrl_ml.config.model import ComputeConfig, MeshConfig, ModelConfig, RopeScaling
+from jaxrl_ml.config.stages import (
+    GRPOStage,
+    LanguageConfig,
+    LossConfig,
+    OptimizerConfig,
+    SamplingConfig,
+    SFTStage,
+    Stage,
+)
+from jaxrl_ml.types import require
+
+__all__ = [
+    "CheckpointConfig",
+    "ComputeConfig",
+    "Config",
+    "Evaluation",
+    "GRPOStage",
+    "LanguageConfig",
+    "LoggingConfig",
+    "LossConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "RopeScaling",
+    "SFTStage",
+    "SamplingConfig",
+    "Stage",
+]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A fixed set of held-out problems, sampled and scored."""
+
+    task: Any
+    reward: Any
+    name: str = "test"
+    num_prompts: int = 256
+    """The task's first examples, in order."""
+    samples_per_prompt: int = 1
+    prompts_per_batch: int = 64
+    sampling: SamplingConfig = SamplingConfig(temperature=0.0)
+    language: LanguageConfig = LanguageConfig()
+
+    def __post_init__(self) -> None:
+        for field in ("num_prompts", "samples_per_prompt", "prompts_per_batch"):
+            value = getattr(self, field)
+            require(value >= 1, f"evaluation {self.name}: {field}={value} must be at least 1")
+        require(
+            self.sampling.temperature > 0 or self.samples_per_prompt == 1,
+            f"evaluation {self.name}: samples_per_prompt={self.samples_per_prompt} at temperature 0 repeats one answer; "
+            "use 1, or a temperature over 0",
+        )
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save, and what to keep."""
+
+    every_steps: int = 100
+    keep: int = 2
+    """Latest checkpoints kept, besides the best."""
+    best_metric: str | None = None
+    """An evaluation metric such as eval/test/accuracy (higher is better); its best checkpoint is kept too."""
+
+    def __post_init__(self) -> None:
+        require(self.every_steps >= 1, f"checkpoint.every_steps={self.every_steps} must be at least 1")
+        require(self.keep >= 1, f"checkpoint.keep={self.keep} must be at least 1")
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """Where a run tells about itself, besides metrics.jsonl."""
+
+    console: bool = True
+    tensorboard: bool = True
+    wandb_project: str | None = None
+    samples_every_steps: int = 10
+    """How often a few rollouts go to samples.jsonl."""
+    samples_per_log: int = 4
+
+
+@dataclass(frozen=True)
+class Config:
+    """One experiment."""
+
+    stages: tuple[SFTStage | GRPOStage, ...]
+    run_dir: str
+    """Everything the run writes lies here; a run that was stopped goes on from here."""
+    model: ModelConfig | None = None
+    """The shape of a model that starts from random weights; None: that of init_from."""
+    init_from: str | None = None
+    """A Hugging Face folder, or a run folder, whose weights and tokenizer the run starts from."""
+    tokenizer: str | tuple[str, ...] | None = None
+    """A folder with a Hugging Face tokenizer, or the token texts of a small one; None: that of init_from."""
+    prompt_format: Any = None
+    """Example → text or messages; None: the task's own `prompt` field as it is."""
+    system_prompt: str | None = None
+    optimizer: OptimizerConfig = OptimizerConfig()
+    compute: ComputeConfig = ComputeConfig()
+    mesh: MeshConfig = MeshConfig()
+    evaluations: tuple[Evaluation, ...] = ()
+    eval_every_steps: int = 100
+    """Steps of the run between evaluations; also before the first and after the last step of every stage."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    logging: LoggingConfig = LoggingConfig()
+    max_nonfinite_steps: int = 5
+    """Updates in a row skipped for a non-finite loss, gradient or reward before the run stops."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.num_steps >= 1, "the stages have no steps: give at least one SFTStage or GRPOStage with num_steps over 0")
+        for kind, names in (
+            ("stage", [s.name for s in self.stages]),
+            ("evaluation", [e.name for e in self.evaluations]),
+        ):
+            twice = {n for n in names if names.count(n) > 1}
+            require(not twice, f"{kind} name {', '.join(sorted(twice))!r} is used twice; names must differ")
+        require(
+            (self.model is None) != (self.init_from is None),
+            f"model={'None' if self.model is None else 'set'} and init_from={self.init_from!r}: "
+            "give exactly one, a model to start from random weights or a folder to start from",
+        )
+        require(
+            self.tokenizer is not None or self.init_from is not None,
+            "tokenizer=None needs init_from; give the folder of a tokenizer, or the token texts of a small one",
+        )
+        require(self.eval_every_steps >= 1, f"eval_every_steps={self.eval_every_steps} must be at least 1")
+
+    @property
+    def num_steps(self) -> int:
+        return sum(stage.num_steps for stage in self.stages)
+
+    def data_seed(self, stage: Stage) -> int:
+        """Seeds the order of the stage's examples; stages differ, so that two on one task do not see the same steps."""
+        return self.seed * len(self.stages) + self.stages.index(stage)
+
+    def optimizer_of(self, stage: Stage) -> OptimizerConfig:
+        return stage.optimizer or self.optimizer

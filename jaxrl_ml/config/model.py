@@ -1,0 +1,82 @@
+"""The model's shape, how it is computed, and on which devices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxrl_ml.types import require
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3's rotary scaling (`rope_type: llama3`); field names are Hugging Face's."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of the decoder: read from a Hugging Face `config.json` by `models/hf.py`, or written in a config file."""
+
+    family: Literal["llama", "qwen2", "qwen3"] = "llama"
+    """qwen2 has biases on q, k and v; qwen3 normalises q and k; llama has neither."""
+    vocab_size: int = 0
+    """0: the size of the tokenizer's vocabulary."""
+    num_layers: int = 2
+    embed_dim: int = 128
+    mlp_dim: int = 384
+    num_heads: int = 4
+    num_kv_heads: int = 4
+    head_dim: int = 32
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    norm_eps: float = 1e-6
+    tie_embeddings: bool = True
+    max_positions: int = 2048
+
+    @property
+    def qkv_bias(self) -> bool:
+        return self.family == "qwen2"
+
+    @property
+    def qk_norm(self) -> bool:
+        return self.family == "qwen3"
+
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "embed_dim", "mlp_dim", "num_heads", "num_kv_heads", "head_dim"):
+            require(getattr(self, name) >= 1, f"model.{name}={getattr(self, name)} must be at least 1")
+        require(
+            self.num_heads % self.num_kv_heads == 0,
+            f"model.num_heads={self.num_heads} must be a multiple of model.num_kv_heads={self.num_kv_heads}",
+        )
+        require(self.head_dim % 2 == 0, f"model.head_dim={self.head_dim} must be even: rotary embedding turns pairs")
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """How the model is computed."""
+
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Activations and matmuls; auto is bfloat16 on accelerators, float32 on CPU. Parameters and logits are float32."""
+    remat: Literal["none", "full", "dots"] = "none"
+    """What the backward pass recomputes: nothing, every layer, or all but the matmuls."""
+    logprob_chunk_tokens: int = 1024
+    """Tokens whose logits exist at a time in score and update."""
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; data = -1 takes what the other axes leave."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        require(self.data == -1 or self.data >= 1, f"mesh.data={self.data}: give a positive number, or -1 for the rest")
+        require(self.fsdp >= 1, f"mesh.fsdp={self.fsdp}: give a positive number")
+        require(self.tensor >= 1, f"mesh.tensor={self.tensor}: give a positive number")

@@ -1,0 +1,241 @@
+"""The stages of a run: optimiser, sampling, loss, and the two kinds of stage that they make up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from jaxrl_ml.types import require
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with warm-up, a schedule and clipping by global norm."""
+
+    learning_rate: float = 1e-6
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After the warm-up, over the rest of the stage."""
+    final_fraction: float = 0.0
+    """Where linear and cosine end, as a fraction of learning_rate."""
+    warmup_steps: int = 0
+    """Updates, not stage steps."""
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.learning_rate > 0, f"optimizer.learning_rate={self.learning_rate} must be positive")
+        require(self.max_grad_norm > 0, f"optimizer.max_grad_norm={self.max_grad_norm} must be positive")
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How completions are drawn."""
+
+    max_prompt_tokens: int = 64
+    """Width of the prompt buffer; a longer prompt is an error, never cut."""
+    max_completion_tokens: int = 64
+    temperature: float = 1.0
+    """0 is greedy (evaluation and generation only)."""
+    top_k: int = 0
+    """0 is off. Evaluation and generation only, as top_p and min_p."""
+    top_p: float = 1.0
+    min_p: float = 0.0
+    stop: tuple[str, ...] = ()
+    """Texts that end a completion, besides the tokenizer's end-of-sequence ids."""
+    prompts_per_chunk: int = 0
+    """Prompts sampled at a time, so that scoring overlaps with sampling; 0: all of the step's."""
+
+    def __post_init__(self) -> None:
+        require(self.max_prompt_tokens >= 1, f"sampling.max_prompt_tokens={self.max_prompt_tokens} must be at least 1")
+        require(
+            self.max_completion_tokens >= 1,
+            f"sampling.max_completion_tokens={self.max_completion_tokens} must be at least 1",
+        )
+        require(self.temperature >= 0, f"sampling.temperature={self.temperature} must not be negative")
+        require(0 < self.top_p <= 1, f"sampling.top_p={self.top_p} must be in (0, 1]; 1 is off")
+        require(0 <= self.min_p < 1, f"sampling.min_p={self.min_p} must be in [0, 1); 0 is off")
+        require(self.top_k >= 0, f"sampling.top_k={self.top_k} must not be negative; 0 is off")
+        require(all(self.stop), "sampling.stop holds an empty text; remove it")
+
+    @property
+    def truncates(self) -> bool:
+        """Whether top-k, top-p or min-p cut the distribution."""
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
+
+@dataclass(frozen=True)
+class LanguageConfig:
+    """The thinking language as the first action of a completion (ExpLang, arXiv 2602.21887). Arrays: `languages/tags.py`."""
+
+    mode: Literal["off", "free", "constrained", "forced"] = "off"
+    """free: ordinary tokens, recognised where the policy writes a tag. constrained: the first tokens are an allowed tag, drawn
+    from the policy renormalised over the allowed ones. forced: the tag is given, not learnt from."""
+    languages: tuple[str, ...] = ()
+    """Codes that may be chosen; a prompt may allow fewer, with a field `languages`. forced: the one that is given, or several,
+    of which each prompt is given its own, `Example.language`."""
+    tag: str | tuple[str, ...] = "<lang_select>\n{code}\n</lang_select>\n<think>\n"
+    """What a completion in a language starts with: one text with {code} in it, or one text a language."""
+
+    def __post_init__(self) -> None:
+        on = self.mode != "off"
+        require(on or not self.languages, f"language.languages={self.languages} need language.mode free, constrained or forced")
+        require(not on or bool(self.languages), f"language.mode={self.mode} needs language.languages, such as ('en', 'de')")
+        twice = {code for code in self.languages if self.languages.count(code) > 1}
+        require(not twice, f"language.languages names {', '.join(sorted(twice))} twice")
+        if isinstance(self.tag, str):
+            require("{code}" in self.tag, f"language.tag={self.tag!r} must have {{code}} where the language's code goes")
+        else:
+            require(
+                len(self.tag) == len(self.languages) and all(self.tag),
+                f"language.tag has {len(self.tag)} texts, or an empty one, for {len(self.languages)} languages; give one each",
+            )
+
+    def tags(self) -> tuple[str, ...]:
+        """The text of each language's tag."""
+        if isinstance(self.tag, str):
+            return tuple(self.tag.replace("{code}", code) for code in self.languages)
+        return self.tag
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The GRPO family: every variant in one place. Formulas and sources: `advantages.py` and `losses.py`."""
+
+    advantage: Literal["grpo", "dr_grpo", "rloo"] = "grpo"
+    ratio: Literal["token", "sequence"] = "token"
+    """sequence is GSPO."""
+    objective: Literal["clip", "cispo"] = "clip"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float | None = None
+    """Bound c > 1 on the ratio's effect where the advantage is negative; None is off."""
+    aggregation: Literal["token", "sequence", "constant"] = "token"
+    """Mean over the step's tokens, mean over rows of row means, or sum over tokens / (rows · max_completion_tokens)."""
+    kl: Literal["none", "k1", "k2", "k3"] = "none"
+    kl_coef: float = 0.001
+    reference: Literal["run", "stage"] = "stage"
+    """The KL's reference policy is the start of the run or of the stage."""
+    entropy_coef: float = 0.0
+    importance_cap: float | None = None
+    """Cap of truncated importance sampling between the trainer's and the sampler's log-probs; None is off."""
+    filter: Literal["none", "drop", "resample"] = "none"
+    """Groups whose raw correctness does not vary: keep, drop, or draw other prompts in their place (dynamic sampling)."""
+    max_attempts: int = 3
+    """Rounds of sampling a step may take with filter=resample."""
+    overlong: Literal["keep", "mask", "penalty"] = "keep"
+    """Truncated rows: learn from them, mask their loss, or a soft length penalty over the last overlong_tokens."""
+    overlong_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        require(0 < self.clip_low <= 1, f"loss.clip_low={self.clip_low} must be in (0, 1]; 1 is no lower bound")
+        require(self.clip_high > 0, f"loss.clip_high={self.clip_high} must be positive")
+        require(self.dual_clip is None or self.dual_clip > 1, f"loss.dual_clip={self.dual_clip} must be over 1, or None")
+        require(
+            self.importance_cap is None or self.importance_cap > 0,
+            f"loss.importance_cap={self.importance_cap} must be positive, or None",
+        )
+        require(self.max_attempts >= 1, f"loss.max_attempts={self.max_attempts} must be at least 1")
+        require(
+            self.overlong != "penalty" or self.overlong_tokens > 0,
+            "loss.overlong=penalty needs loss.overlong_tokens: the length of the soft zone before the limit",
+        )
+        require(
+            self.objective != "cispo" or self.dual_clip is None,
+            f"loss.dual_clip={self.dual_clip} has no meaning with loss.objective=cispo; set it to None",
+        )
+
+
+@dataclass(frozen=True)
+class SFTStage:
+    """Supervised fine-tuning on the task's demonstrations, packed, with the loss on completions."""
+
+    task: Any
+    name: str = "sft"
+    num_steps: int = 100
+    batch_size: int = 16
+    """Packed sequences a step."""
+    sequence_length: int = 256
+    """Tokens of a packed sequence; a longer example is an error."""
+    num_microbatches: int = 1
+    optimizer: OptimizerConfig | None = None
+    """None: the run's."""
+    keep_optimizer: bool = False
+    """Carry the moments over from the stage before instead of starting afresh."""
+
+    def __post_init__(self) -> None:
+        require(self.num_steps >= 0, f"{self.name}.num_steps={self.num_steps} must not be negative; 0 leaves the stage out")
+        for name in ("batch_size", "sequence_length", "num_microbatches"):
+            require(getattr(self, name) >= 1, f"{self.name}.{name}={getattr(self, name)} must be at least 1")
+        require(
+            self.batch_size % self.num_microbatches == 0,
+            f"{self.name}.batch_size={self.batch_size} must be a multiple of num_microbatches={self.num_microbatches}",
+        )
+
+
+@dataclass(frozen=True)
+class GRPOStage:
+    """Reinforcement learning from verifiable rewards."""
+
+    task: Any
+    reward: Any
+    name: str = "grpo"
+    num_steps: int = 100
+    prompts_per_step: int = 32
+    group_size: int = 8
+    sampling: SamplingConfig = SamplingConfig()
+    language: LanguageConfig = LanguageConfig()
+    loss: LossConfig = LossConfig()
+    num_minibatches: int = 1
+    """Updates a pass over the step's prompts."""
+    num_epochs: int = 1
+    """Passes over the step's prompts."""
+    num_microbatches: int = 1
+    """Slices of an update that are computed one after the other, to save memory; the result does not change."""
+    optimizer: OptimizerConfig | None = None
+    """None: the run's."""
+    keep_optimizer: bool = False
+    """Carry the moments over from the stage before instead of starting afresh."""
+
+    def __post_init__(self) -> None:
+        n = self.name
+        require(self.num_steps >= 0, f"{n}.num_steps={self.num_steps} must not be negative; 0 leaves the stage out")
+        for name in ("prompts_per_step", "num_minibatches", "num_epochs", "num_microbatches"):
+            require(getattr(self, name) >= 1, f"{n}.{name}={getattr(self, name)} must be at least 1")
+        require(
+            self.group_size >= 2,
+            f"{n}.group_size={self.group_size}: a group baseline needs at least 2 samples a prompt",
+        )
+        require(
+            not self.sampling.truncates,
+            f"{n}.sampling: top_k={self.sampling.top_k}, top_p={self.sampling.top_p}, min_p={self.sampling.min_p} are for "
+            "evaluation only: a truncated support moves with the policy and the ratio is undefined; use 0, 1.0 and 0.0",
+        )
+        require(
+            self.sampling.temperature > 0,
+            f"{n}.sampling.temperature={self.sampling.temperature}: training must sample; use 1.0",
+        )
+        per_update = self.num_minibatches * self.num_microbatches
+        require(
+            self.prompts_per_step % per_update == 0,
+            f"{n}.prompts_per_step={self.prompts_per_step} must be a multiple of num_minibatches·num_microbatches={per_update}",
+        )
+        chunk = self.sampling.prompts_per_chunk
+        require(
+            chunk == 0 or self.prompts_per_step % chunk == 0,
+            f"{n}.sampling.prompts_per_chunk={chunk} must divide prompts_per_step={self.prompts_per_step}",
+        )
+        require(
+            self.loss.overlong_tokens <= self.sampling.max_completion_tokens,
+            f"{n}.loss.overlong_tokens={self.loss.overlong_tokens} exceeds "
+            f"sampling.max_completion_tokens={self.sampling.max_completion_tokens}",
+        )
+
+    @property
+    def updates_per_step(self) -> int:
+        return self.num_minibatches * self.num_epochs
+
+
+Stage = SFTStage | GRPOStage
