@@ -31,7 +31,34 @@ def load(path: str | Path, overrides: Sequence[str] = (), prog: str | None = Non
     config = runpy.run_path(str(path)).get("config")
     if not isinstance(config, Config):
         raise UserError(f"{path} must bind `config` to a jaxrl_ml.config.Config; it has {type(config).__name__}")
-    return tyro.cli(Config, default=config, args=list(overrides), prog=prog, config=(tyro.conf.AvoidSubcommands,))
+    with _objects_as_they_are():
+        return tyro.cli(Config, default=config, args=list(overrides), prog=prog, config=(tyro.conf.AvoidSubcommands,))
+
+
+def _objects_as_they_are() -> Any:
+    """Keeps tyro from making arguments of the constructors of tasks and rewards that are no dataclasses."""
+    import tyro
+
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def as_it_is(info: Any) -> Any:
+        kind = info.type
+        if not isinstance(kind, type) or dataclasses.is_dataclass(kind) or kind.__module__ == "builtins":
+            return None
+
+        def refuse(_: list[str]) -> Any:
+            raise ValueError(f"this {kind.__name__} is set in the config file, not on the command line")
+
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="OBJECT",
+            instance_from_str=refuse,
+            is_instance=lambda value: isinstance(value, kind),
+            str_from_instance=lambda _: [kind.__name__],
+        )
+
+    return registry
 
 
 def load_run(run_dir: str | Path) -> Config:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxrl_ml.cli import first_difference, load, resolved, run_command, write_resolved
 from jaxrl_ml.config import Config, GRPOStage, Stage
-from jaxrl_ml.types import StepReport, TrainState, UserError
+from jaxrl_ml.types import StepReport, TrainState, UserError, require
 
 if TYPE_CHECKING:
     from jaxrl_ml.checkpoint import Checkpoints
@@ -286,6 +286,9 @@ def build(config: Config) -> tuple[Programs, Tokenizer]:
 
 def train(config: Config, source: Path, overrides: Sequence[str] = ()) -> int:
     """Runs or resumes a config; returns the step reached."""
+    require(
+        bool(config.stages), f"{source} has no stages to train; it is for python -m jaxrl_ml.evaluate SOURCE --config {source}"
+    )
     prepare_folder(config, source, overrides)
     import jax
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxrl_ml import train
 from jaxrl_ml.cli import first_difference, load, load_run, resolved, run_command, write_resolved
 from jaxrl_ml.config import (
     CheckpointConfig,
@@ -85,7 +86,9 @@ MISTAKES = {
     "greedy pass@k": (lambda: Evaluation(None, None, samples_per_prompt=4), "samples_per_prompt=4", "use 1, or"),
     "checkpoint period": (lambda: CheckpointConfig(every_steps=0), "every_steps=0", "at least 1"),
     "checkpoint keep": (lambda: CheckpointConfig(keep=0), "keep=0", "at least 1"),
-    "no stages": (lambda: replace(CONFIG, stages=()), "the stages have no steps", "at least one"),
+    "nothing": (Config, "neither stages nor evaluations", "at least one"),
+    "no steps": (lambda: replace(CONFIG, stages=(replace(SFT, num_steps=0),)), "the stages have no steps", "at least one"),
+    "no folder": (lambda: replace(CONFIG, run_dir=""), "run_dir=''", "must name the folder"),
     "stage twice": (lambda: replace(CONFIG, stages=(SFT, SFT)), "'sft' is used twice", "must differ"),
     "evaluation twice": (lambda: replace(CONFIG, evaluations=(Evaluation(None, None),) * 2), "'test'", "must differ"),
     "two starts": (lambda: replace(CONFIG, init_from="x"), "init_from='x'", "exactly one"),
@@ -181,6 +184,48 @@ def test_an_override_that_breaks_a_law_is_a_user_error(config_file):
         load(config_file, ["--stages.1.sampling.top-k", "5"])
     with pytest.raises(UserError, match="prompts_per_step=33"):
         load(config_file, ["--stages.1.prompts-per-step", "33", "--stages.1.num-minibatches", "2"])
+
+
+OBJECTS = """
+from collections.abc import Sequence
+from jaxrl_ml.config import Config, Evaluation
+from jaxrl_ml.types import Example
+
+class Own(Sequence):
+    def __init__(self, tasks: Sequence[Sequence[Example]], path: str, weight: float = 1.0):
+        self.tasks = tasks
+    def __len__(self):
+        return 7
+    def __getitem__(self, index):
+        return self.tasks[0][index]
+
+class Judge:
+    def __init__(self, folder: str):
+        self.folder = folder
+    def __call__(self, texts, examples):
+        return [0.0 for _ in texts]
+
+config = Config(evaluations=(Evaluation(Own([[]], "p"), Judge("f")), Evaluation([Own([[]], "q")], Judge, name="second")))
+"""
+
+
+def test_objects_of_any_class_pass_through_the_command_line(tmp_path, capsys):
+    path = tmp_path / "own.py"
+    path.write_text(OBJECTS)
+    config = load(path, ["--evaluations.0.num-prompts", "5"])
+    first, second = config.evaluations
+    assert (len(first.task), first.reward.folder, first.num_prompts) == (7, "f", 5)
+    assert len(second.task[0]) == 7 and second.reward.__name__ == "Judge"
+    with pytest.raises(SystemExit):
+        load(path, ["--evaluations.0.task", "x"])
+    assert "this Own is set in the config file" in "".join(capsys.readouterr())
+
+
+def test_a_config_of_evaluations_alone_is_not_trained(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(OBJECTS)
+    with pytest.raises(UserError, match="has no stages to train; it is for python -m jaxrl_ml.evaluate"):
+        train.main([str(path)])
 
 
 def test_a_missing_file_and_a_file_without_config_are_user_errors(tmp_path):

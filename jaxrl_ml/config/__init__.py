@@ -94,10 +94,10 @@ class LoggingConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """One experiment."""
+    """One experiment: stages to train, or evaluations alone, of models that are named on the command line."""
 
-    stages: tuple[SFTStage | GRPOStage, ...]
-    run_dir: str
+    stages: tuple[SFTStage | GRPOStage, ...] = ()
+    run_dir: str = ""
     """Everything the run writes lies here; a run that was stopped goes on from here."""
     model: ModelConfig | None = None
     """The shape of a model that starts from random weights; None: that of init_from."""
@@ -121,13 +121,22 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require(self.num_steps >= 1, "the stages have no steps: give at least one SFTStage or GRPOStage with num_steps over 0")
+        require(
+            bool(self.stages or self.evaluations), "the config has neither stages nor evaluations; give at least one of either"
+        )
         for kind, names in (
             ("stage", [s.name for s in self.stages]),
             ("evaluation", [e.name for e in self.evaluations]),
         ):
             twice = {n for n in names if names.count(n) > 1}
             require(not twice, f"{kind} name {', '.join(sorted(twice))!r} is used twice; names must differ")
+        require(self.eval_every_steps >= 1, f"eval_every_steps={self.eval_every_steps} must be at least 1")
+        if self.stages:
+            self._check_training()
+
+    def _check_training(self) -> None:
+        require(self.num_steps >= 1, "the stages have no steps: give at least one SFTStage or GRPOStage with num_steps over 0")
+        require(bool(self.run_dir), "run_dir='' must name the folder of the run, such as 'runs/first'")
         require(
             (self.model is None) != (self.init_from is None),
             f"model={'None' if self.model is None else 'set'} and init_from={self.init_from!r}: "
@@ -137,7 +146,6 @@ class Config:
             self.tokenizer is not None or self.init_from is not None,
             "tokenizer=None needs init_from; give the folder of a tokenizer, or the token texts of a small one",
         )
-        require(self.eval_every_steps >= 1, f"eval_every_steps={self.eval_every_steps} must be at least 1")
 
     @property
     def num_steps(self) -> int:
