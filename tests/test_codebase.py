@@ -16,12 +16,12 @@ from jaxrl_ml import config as config_module
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "jaxrl_ml"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-COMMANDS = ("train", "evaluate", "generate", "samples", "convert", "report")
+COMMANDS = ("train", "evaluate", "generate", "samples", "convert", "report", "skills")
 
 # The layers, from the bottom: a module imports from its own layer and from those below it.
 LAYERS = (
     ("types", "config", "cli"),
-    ("models", "tokenizer", "tasks", "advantages", "losses", "optimizer", "sharding", "metrics"),
+    ("models", "tokenizer", "languages", "tasks", "advantages", "losses", "optimizer", "sharding", "metrics"),
     ("analysis",),
     ("rewards", "data", "sampler", "checkpoint", "pretrained"),
     ("update",),
@@ -33,6 +33,10 @@ ONLY_IN = {
     "transformers": {"tokenizer.py", "models/hf.py"},
     "grain": {"data.py"},
     "orbax": {"checkpoint.py"},
+    "math_verify": {"rewards/verifier_worker.py"},
+    "sympy": set(),
+    "py3langid": {"languages/detect.py"},
+    "lingua": {"languages/detect.py"},
     "torch": set(),
     "pickle": set(),
 }
