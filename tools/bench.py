@@ -1,4 +1,4 @@
-"""Benchmarks of the library: `python tools/bench.py countdown`.
+"""Benchmarks of the library: `python tools/bench.py countdown`, `python tools/bench.py maths`.
 
 Each row is a function that measures both sides in one interleaved run, since the speed of a shared machine drifts: the ratio
 is taken within each repeat, and its median and range are reported.
@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jaxrl_ml.rewards import countdown as reward
+from jaxrl_ml.rewards.maths import MathsReward
 from jaxrl_ml.tasks.countdown.generate import Countdown
 from jaxrl_ml.types import Example
 
@@ -59,6 +60,58 @@ def countdown(repeats: int) -> None:
         batch = [text] * ROWS, problems
         times = _interleaved({name: lambda batch=batch: reward.countdown_reward(*batch)}, repeats)[name]
         print(f"  adversarial, {name:<17}{ROWS / statistics.median(times):>12,.0f} rows/s")
+
+
+def maths(repeats: int) -> None:
+    """Maths answers graded per second: MathsReward against math-verify, row by row, in this process, on the same answers."""
+    import math_verify
+
+    rng = random.Random(0)
+    texts, examples = _maths_completions(rng)
+
+    def theirs() -> list[bool]:
+        return [
+            math_verify.verify(math_verify.parse(f"\\boxed{{{example.answer}}}"), math_verify.parse(text[-60:]))
+            for text, example in zip(texts, examples, strict=True)
+        ]
+
+    print(f"maths: {len(texts)} completions, {GROUP} a problem; wall time, the pool has 2 processes")
+    verdicts = None
+    for repeat in range(repeats):
+        start = time.perf_counter()
+        expected = theirs()
+        middle = time.perf_counter()
+        with MathsReward(deadline_s=5.0 + repeat / 1e6) as fresh:  # its own pool: nothing is remembered
+            fresh(["\\boxed{x+1}"], [Example("0", "maths", answer="1+x")])  # starts it
+            began = time.perf_counter()
+            verdicts = fresh(texts, examples)
+            cold = time.perf_counter() - began
+            began = time.perf_counter()
+            fresh(texts, examples)
+            warm = time.perf_counter() - began
+        print(
+            f"  math-verify {len(texts) / (middle - start):,.0f} rows/s; MathsReward {len(texts) / cold:,.0f} "
+            f"({(middle - start) / cold:.1f}x), again {len(texts) / warm:,.0f}; pooled "
+            f"{verdicts.details['verifier/pooled'].mean():.1%} of rows; differ {(verdicts.correct != expected).sum()}"
+        )
+
+
+def _maths_completions(rng: random.Random) -> tuple[list[str], list[Example]]:
+    """Four fifths of the problems have a number for an answer, the rest an expression; a group gives about three answers."""
+    texts, examples = [], []
+    for index in range(64):
+        if index % 5:
+            gold = rng.choice([str(rng.randint(-999, 9999)), f"\\frac{{{rng.randint(1, 9)}}}{{{rng.randint(10, 99)}}}"])
+            wrong = [str(rng.randint(-999, 9999)), f"\\frac{{{rng.randint(1, 9)}}}{{{rng.randint(10, 99)}}}"]
+        else:
+            a, b = rng.randint(2, 99), rng.randint(2, 99)
+            gold, wrong = f"{a}\\sqrt{{{b}}}", [f"{b}\\sqrt{{{a}}}", f"\\sqrt{{{a * a * b}}}"]
+        problem = Example(str(index), "maths", answer=gold)
+        for _ in range(GROUP):
+            answer = rng.choice([gold, *wrong])
+            texts.append("We think step by step. " * 40 + f"The answer is \\boxed{{{answer}}}.")
+            examples.append(problem)
+    return texts, examples
 
 
 def _interleaved(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
@@ -172,12 +225,14 @@ def _regex_and_eval(texts: Sequence[str], examples: Sequence[Example]) -> list[f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("row", choices=["countdown"], help="what to measure")
+    parser.add_argument("row", choices=["countdown", "maths"], help="what to measure")
     parser.add_argument("--repeats", type=int, default=15)
     args = parser.parse_args()
     match args.row:
         case "countdown":
             countdown(args.repeats)
+        case "maths":
+            maths(min(args.repeats, 5))
 
 
 if __name__ == "__main__":
