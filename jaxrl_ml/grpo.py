@@ -102,6 +102,8 @@ class GRPO:
         experience = merge(rounds)
         # Told of all that was sampled, before any of it is selected: the policy's own success, not that of mixed groups.
         host = describe(experience, stage.group_size) | {"time/judge_s": judge_s, "rollout/attempts": float(len(rounds))}
+        if self.trie is not None:
+            host |= describe_languages(stage.language.languages, experience)
         if len(rounds) > 1:
             preferred = np.argsort(~mixed_groups(experience.scores.correct, stage.group_size), kind="stable")
             experience = select(experience, np.sort(preferred[: stage.prompts_per_step]), stage.group_size)
@@ -256,6 +258,29 @@ def describe(experience: Experience, group_size: int) -> dict[str, float]:
     }
     metrics |= {f"reward/{name}": float(part.mean()) for name, part in scores.parts.items()}
     return metrics | {name: float(detail.mean()) for name, detail in scores.details.items()}
+
+
+def describe_languages(codes: tuple[str, ...], experience: Experience) -> dict[str, float]:
+    """What was chosen among the thinking languages, and how each fared.
+
+    Shares (of none too), their entropy in nats, and for every language that was chosen the means of reward, correctness, length
+    and of the reward's `language/…` details.
+    """
+    scores, rollout = experience.scores, experience.rollout
+    chosen = rollout.tags.language
+    shares = np.array([(chosen == place).mean() for place in range(-1, len(codes))])
+    present = shares[shares > 0]
+    metrics = {f"language/share/{code}": float(share) for code, share in zip(("none", *codes), shares, strict=True)}
+    metrics["language/choice_entropy"] = float(-(present * np.log(present)).sum())
+    columns = {"reward": scores.rewards, "correct": scores.correct, "length_tokens": rollout.lengths}
+    columns |= {
+        name.removeprefix("language/"): values for name, values in scores.details.items() if name.startswith("language/")
+    }
+    for place, code in enumerate(codes):
+        rows = chosen == place
+        if rows.any():
+            metrics |= {f"language/{name}/{code}": float(values[rows].mean()) for name, values in columns.items()}
+    return metrics
 
 
 def _check_shards(stage: GRPOStage, shards: int) -> None:

@@ -89,7 +89,7 @@ def pick_samples(samples: Sequence[Mapping[str, Any]], count: int = SAMPLES_SHOW
 
 def _page(run_dir: Path, records: Sequence[Mapping[str, Any]], samples: Sequence[Mapping[str, Any]]) -> str:
     # Imported here: a UserError should not wait for matplotlib.
-    from jaxrl_ml.analysis.plots import learning_curves, to_svg
+    from jaxrl_ml.analysis.plots import language_shares, learning_curves, to_svg
 
     config = _config(run_dir)
     name = escape(visible(run_dir.resolve().name))
@@ -103,6 +103,9 @@ def _page(run_dir: Path, records: Sequence[Mapping[str, Any]], samples: Sequence
     if evaluations:
         parts += ["<h2>Evaluation</h2>", _evaluation_table(evaluations)]
     parts += ["<h2>Learning curves</h2>", to_svg(learning_curves(records))]
+    shares = language_shares(records)
+    if shares is not None:
+        parts += ["<h2>Thinking language, share of samples</h2>", to_svg(shares)]
     chosen = pick_samples(samples)
     if chosen:
         parts += ["<h2>Samples</h2>", *(_sample(sample) for sample in chosen)]

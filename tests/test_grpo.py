@@ -9,8 +9,8 @@ import pytest
 
 from jaxrl_ml.advantages import group_advantages
 from jaxrl_ml.config import GRPOStage, LossConfig, SamplingConfig
-from jaxrl_ml.grpo import Experience, assemble, describe, merge, select
-from jaxrl_ml.types import Example, Prompts, Rollout, Scores
+from jaxrl_ml.grpo import Experience, assemble, describe, describe_languages, merge, select
+from jaxrl_ml.types import Example, Prompts, Rollout, Scores, Tags
 
 Q, G, P, C = 4, 2, 5, 16
 
@@ -100,3 +100,19 @@ def test_describe_counts_what_happened() -> None:
     assert metrics["rollout/length_tokens"] == pytest.approx(found.rollout.lengths.mean())
     assert metrics["reward/nonfinite"] == 0
     assert metrics["check/row"] == pytest.approx(3.5)
+
+
+def test_languages_are_told_apart() -> None:
+    found = experience()
+    chosen = np.array([0, 0, 2, 2, 0, -1, 2, 0], np.int32)
+    tagged = found._replace(rollout=found.rollout._replace(tags=Tags(np.zeros((Q * G, 1), np.int32), chosen)))
+    tagged = tagged._replace(scores=replace(tagged.scores, details={"language/compliant": np.array([1, 0] * 4, np.float32)}))
+    metrics = describe_languages(("en", "de", "zh"), tagged)
+    shares = {"none": 1 / 8, "en": 4 / 8, "de": 0, "zh": 3 / 8}
+    assert {name: metrics[f"language/share/{name}"] for name in shares} == pytest.approx(shares)
+    assert metrics["language/choice_entropy"] == pytest.approx(-sum(p * np.log(p) for p in shares.values() if p))
+    assert metrics["language/correct/en"] == pytest.approx(found.scores.correct[[0, 1, 4, 7]].mean())
+    assert metrics["language/reward/zh"] == pytest.approx(found.scores.rewards[[2, 3, 6]].mean())
+    assert metrics["language/length_tokens/zh"] == pytest.approx(found.rollout.lengths[[2, 3, 6]].mean())
+    assert metrics["language/compliant/en"] == pytest.approx(2 / 4)
+    assert not any(name.endswith("/de") for name in metrics if "share" not in name), "what nobody chose has no mean"

@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxrl_ml.analysis.plots import MAX_POINTS, _running_mean, accuracy_curve, learning_curves, stages, to_png, to_svg
+from jaxrl_ml.analysis.plots import (
+    MAX_POINTS,
+    _running_mean,
+    accuracy_curve,
+    language_shares,
+    learning_curves,
+    stages,
+    to_png,
+    to_svg,
+)
 
 
 def fake_records(num_sft: int = 50, num_grpo: int = 60, seed: int = 0) -> list[dict[str, Any]]:
@@ -140,3 +149,21 @@ def test_neither_pyplot_nor_jax_is_loaded() -> None:
         "sys.exit(int('matplotlib.pyplot' in sys.modules or 'jax' in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_language_shares_stack_to_what_was_chosen() -> None:
+    assert language_shares(fake_records()) is None
+    codes = [f"l{i}" for i in range(15)]
+    records = []
+    for step in range(1, 31):
+        stage = "explore" if step <= 10 else "exploit"
+        shares = {f"language/share/{code}": 0.8 * (i + 1) / 120 for i, code in enumerate(codes)}
+        records.append({"step": step, "stage": stage, "language/share/none": 0.2, **shares})
+    figure = language_shares(records, most=12)
+    (axes,) = figure.axes
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels[::-1] == [*codes[:2:-1], "3 others"]
+    top = axes.collections[-1].get_paths()[0].vertices[:, 1].max()
+    assert top == pytest.approx(0.8), "what chose none is left out"
+    assert [line.get_xdata()[0] for line in axes.lines] == [10.5], "the border between the stages"
+    assert "explore" in [text.get_text() for text in axes.texts]

@@ -134,6 +134,42 @@ def accuracy_curve(
     return figure
 
 
+def language_shares(records: Records, most: int = 12) -> Figure | None:
+    """Stacked areas over steps: how often each thinking language was chosen; None where no language was ever logged.
+
+    The `most` frequent languages are named, the others are one area, and what is left to 100 % chose none.
+    """
+    prefix = "language/share/"
+    names = [name for name in {name: None for record in records for name in record} if name.startswith(prefix)]
+    shares = {name.removeprefix(prefix): _arrays(records, name) for name in names if name != prefix + "none"}
+    if not shares:
+        return None
+    steps = np.unique(np.concatenate([at for at, _ in shares.values()]))
+    half = max(1, len(steps) // 60)
+    values = {}
+    for code, (at, share) in shares.items():
+        line = np.interp(steps, at, np.nan_to_num(share))
+        padded = np.pad(line, half, mode="edge")
+        values[code] = np.convolve(padded, np.full(2 * half + 1, 1 / (2 * half + 1)), mode="valid")
+    ordered = sorted(values, key=lambda code: -values[code].mean())
+    areas = {code: values[code] for code in ordered[:most]}
+    if len(ordered) > most:
+        areas[f"{len(ordered) - most} others"] = np.sum([values[code] for code in ordered[most:]], axis=0)
+    figure = _figure(12.0, 3.6)
+    axes = figure.add_subplot()
+    colours = [*COLOURS, *("#F0E442", "#999999", "#332288", "#88CCEE", "#AA4499", "#DDCC77", "#117733")]
+    axes.stackplot(steps, list(areas.values()), labels=list(areas), colors=colours[: len(areas)], linewidth=0)
+    _style(axes, percent=True)
+    axes.set_ylim(0, 1)
+    spans = stages(records)
+    _mark_stages(axes, spans, [(before[2] + after[1]) / 2 for before, after in zip(spans[:-1], spans[1:], strict=True)])
+    axes.set_xlim(steps[0], max(steps[-1], steps[0] + 1))
+    axes.set_xlabel("step", fontsize=8, color=PALE)
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(handles[::-1], labels[::-1], loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, frameon=False)
+    return figure
+
+
 def to_svg(figure: Figure) -> str:
     """The figure as an `<svg>` element that stands alone and goes into HTML as it is; equal figures give equal text."""
     from matplotlib import rc_context
