@@ -1,6 +1,7 @@
 """The command line: config files and overrides in, a `Config` out; run folders; errors of one line. Imports nothing heavy.
 
-`load(path, overrides)` reads a config file and applies `--optimizer.learning-rate 3e-6`-style overrides strictly.
+`load(path, overrides)` reads a config file and applies `--optimizer.learning-rate 3e-6`-style overrides strictly. A file that
+compares experiments binds `arms`, a dict of configs by name, and `--arm NAME` chooses one.
 """
 
 from __future__ import annotations
@@ -18,21 +19,33 @@ from jaxrl_ml.types import UserError
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), prog: str | None = None) -> Config:
-    """The `config` of a config file, with command-line overrides applied.
+    """The `config` of a config file, or with `--arm NAME` that of its `arms`, with command-line overrides applied.
 
-    Raises UserError where the file is missing or binds no `config`; unknown or malformed overrides end the process with a
-    usage message, as do `--help` requests.
+    Raises UserError where the file is missing, binds no config or has no such arm; unknown or malformed overrides end the
+    process with a usage message, as do `--help` requests.
     """
     import tyro
 
-    path = Path(path)
+    path, overrides = Path(path), list(overrides)
     if not path.is_file():
         raise UserError(f"no config file {path}; those that ship with the library are in configs/")
-    config = runpy.run_path(str(path)).get("config")
+    bound = runpy.run_path(str(path))
+    arms = bound.get("arms", {})
+    if "--arm" in overrides:
+        place = overrides.index("--arm")
+        name = (overrides[place + 1 : place + 2] or [""])[0]
+        del overrides[place : place + 2]
+        if name not in arms:
+            raise UserError(f"--arm {name}: {path} has {'no arms' if not arms else 'only ' + ', '.join(arms)}")
+        config = arms[name]
+    else:
+        config = bound.get("config")
+        if config is None and arms:
+            raise UserError(f"{path} has several arms: choose one with --arm {'|'.join(arms)}")
     if not isinstance(config, Config):
         raise UserError(f"{path} must bind `config` to a jaxrl_ml.config.Config; it has {type(config).__name__}")
     with _objects_as_they_are():
-        return tyro.cli(Config, default=config, args=list(overrides), prog=prog, config=(tyro.conf.AvoidSubcommands,))
+        return tyro.cli(Config, default=config, args=overrides, prog=prog, config=(tyro.conf.AvoidSubcommands,))
 
 
 def _objects_as_they_are() -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -219,6 +220,22 @@ def test_objects_of_any_class_pass_through_the_command_line(tmp_path, capsys):
     with pytest.raises(SystemExit):
         load(path, ["--evaluations.0.task", "x"])
     assert "this Own is set in the config file" in "".join(capsys.readouterr())
+
+
+def test_an_arm_is_chosen_by_name_and_remembered_by_the_run(tmp_path):
+    path = tmp_path / "config.py"
+    one = "Config(evaluations=(Evaluation(None, None, num_prompts={}),))"
+    head = "from jaxrl_ml.config import Config, Evaluation\n"
+    path.write_text(head + f"arms = {{'small': {one.format(2)}, 'large': {one.format(9)}}}\n")
+    assert load(path, ["--arm", "large", "--seed", "4"]).evaluations[0].num_prompts == 9
+    (tmp_path / "overrides.json").write_text(json.dumps(["--seed", "4", "--arm", "small"]))
+    assert (load_run(tmp_path).evaluations[0].num_prompts, load_run(tmp_path).seed) == (2, 4)
+    for overrides, message in (([], "choose one with --arm small|large"), (["--arm"], "only small, large")):
+        with pytest.raises(UserError, match=re.escape(message)):
+            load(path, overrides)
+    path.write_text(head + f"config = {one.format(3)}\n")
+    with pytest.raises(UserError, match="--arm small: .* has no arms"):
+        load(path, ["--arm", "small"])
 
 
 def test_a_config_of_evaluations_alone_is_not_trained(tmp_path):
