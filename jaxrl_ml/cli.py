@@ -12,10 +12,13 @@ import runpy
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from jaxrl_ml.config import Config
 from jaxrl_ml.types import UserError
+
+_CONFIG_MODULE = "<run_path>"
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), prog: str | None = None) -> Config:
@@ -29,7 +32,9 @@ def load(path: str | Path, overrides: Sequence[str] = (), prog: str | None = Non
     path, overrides = Path(path), list(overrides)
     if not path.is_file():
         raise UserError(f"no config file {path}; those that ship with the library are in configs/")
-    bound = runpy.run_path(str(path))
+    bound = runpy.run_path(str(path), run_name=_CONFIG_MODULE)
+    module = sys.modules[_CONFIG_MODULE] = ModuleType(_CONFIG_MODULE)  # tyro looks up the source of the file's own classes
+    module.__dict__.update(bound)
     arms = bound.get("arms", {})
     if "--arm" in overrides:
         place = overrides.index("--arm")
@@ -49,27 +54,19 @@ def load(path: str | Path, overrides: Sequence[str] = (), prog: str | None = Non
 
 
 def _objects_as_they_are() -> Any:
-    """Keeps tyro from making arguments of the constructors of tasks and rewards that are no dataclasses."""
+    """Keeps tyro from making arguments of a task's examples, and of the constructors of objects that are no dataclasses."""
     import tyro
 
     registry = tyro.constructors.ConstructorRegistry()
 
-    @registry.primitive_rule
+    @registry.struct_rule
     def as_it_is(info: Any) -> Any:
-        kind = info.type
-        if not isinstance(kind, type) or dataclasses.is_dataclass(kind) or kind.__module__ == "builtins":
+        value = info.default
+        task = isinstance(value, Sequence) and not isinstance(value, (str, bytes, tuple))
+        ours = dataclasses.is_dataclass(value) or type(value).__module__ in ("builtins", "tyro._singleton")
+        if ours and not task or isinstance(value, type) or dataclasses.is_dataclass(info.type):
             return None
-
-        def refuse(_: list[str]) -> Any:
-            raise ValueError(f"this {kind.__name__} is set in the config file, not on the command line")
-
-        return tyro.constructors.PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="OBJECT",
-            instance_from_str=refuse,
-            is_instance=lambda value: isinstance(value, kind),
-            str_from_instance=lambda _: [kind.__name__],
-        )
+        return tyro.constructors.StructConstructorSpec(instantiate=lambda: value, fields=())
 
     return registry
 

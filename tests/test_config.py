@@ -189,6 +189,7 @@ def test_an_override_that_breaks_a_law_is_a_user_error(config_file):
 
 OBJECTS = """
 from collections.abc import Sequence
+from dataclasses import dataclass
 from jaxrl_ml.config import Config, Evaluation
 from jaxrl_ml.types import Example
 
@@ -206,20 +207,34 @@ class Judge:
     def __call__(self, texts, examples):
         return [0.0 for _ in texts]
 
-config = Config(evaluations=(Evaluation(Own([[]], "p"), Judge("f")), Evaluation([Own([[]], "q")], Judge, name="second")))
+@dataclass(frozen=True)
+class Wrapped(Sequence):
+    task: Sequence[Example]
+    factor: int = 2
+    def __len__(self):
+        return self.factor * len(self.task)
+    def __getitem__(self, index):
+        return self.task[index // self.factor]
+
+config = Config(evaluations=(
+    Evaluation(Own([[]], "p"), Judge("f")),
+    Evaluation([Own([[]], "q")], Judge, name="second"),
+    Evaluation(Wrapped(Wrapped([Example("1", "t")])), Judge, name="third"),
+))
 """
 
 
 def test_objects_of_any_class_pass_through_the_command_line(tmp_path, capsys):
     path = tmp_path / "own.py"
     path.write_text(OBJECTS)
-    config = load(path, ["--evaluations.0.num-prompts", "5"])
-    first, second = config.evaluations
+    config = load(path, ["--evaluations.0.num-prompts", "5", "--evaluations.2.task.factor", "3"])
+    first, second, third = config.evaluations
+    assert (len(third.task), third.task.task.factor, third.task[5].id) == (6, 2, "1"), "fields of a task that is a dataclass"
     assert (len(first.task), first.reward.folder, first.num_prompts) == (7, "f", 5)
     assert len(second.task[0]) == 7 and second.reward.__name__ == "Judge"
     with pytest.raises(SystemExit):
         load(path, ["--evaluations.0.task", "x"])
-    assert "this Own is set in the config file" in "".join(capsys.readouterr())
+    assert "evaluations.0.task" in "".join(capsys.readouterr())
 
 
 def test_an_arm_is_chosen_by_name_and_remembered_by_the_run(tmp_path):
