@@ -1,0 +1,183 @@
+"""ExpLang's reward: B completions and their examples in, Scores out. Source: arXiv 2602.21887 and its released code.
+
+    r = w.format · tag  +  w.compliance · compliant  +  w.answer · correct  +  w.diversity · k_min / k  +  w.group_pass · passed
+
+* *tag*: the completion starts with the tag of a language that its prompt allows. Any other completion earns the answer's term
+  alone, and no statistic counts it. (`languages/thinking.py` tells tag, thinking and answer part.)
+* *compliant*: the detected language of the thinking is the tag's. Thinking in which no sentence is long enough to tell, such as
+  an empty one, *abstains*: it is not compliant, and is counted apart.
+* *correct*: the answer reward's verdict on the answer part; what is only in the thinking is no answer.
+* *k_min / k*: k completions carry the tag of this one's language, and k_min that of the rarest language that any carries. All
+  that carry it count, compliant or not, but only compliant ones earn the term.
+* *passed*: some completion with the same tag is correct. Neither it nor the one that earns the term need be compliant.
+
+The last two terms are statistics of the completions that one call is given: all of them (scope `step`, as the authors' code) or
+those of one problem (scope `prompt`). A call has one chunk of one round of sampling on one process, so `step` is the whole step
+only on one process, with one chunk (sampling.prompts_per_chunk=0) and without resampling; the completions of a problem are
+always together. Over a large step some completion of every language is correct: then *passed* is close to a constant, and
+teaches only to write a tag.
+
+Departures and choices:
+
+1. The detector is py3langid on sentences (`languages/detect.py`); `backend="lingua"` is the paper's.
+2. The paper's k are the completions in a language; the authors' code, and we, count those that carry its tag.
+3. The detector does not read formulas, code and markup, in which a policy could think unseen: watch `language/letters` against
+   `language/thinking_chars`.
+4. Where an answer reward gives points for less than a correct answer (Countdown's 0.1), these are left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from jaxrl_ml.config import LanguageConfig
+from jaxrl_ml.languages.detect import Backend, Detector
+from jaxrl_ml.languages.tags import allowed_languages
+from jaxrl_ml.languages.thinking import parse
+from jaxrl_ml.types import Example, Reward, Scores, require
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What each part of the reward is worth at most: λf, λc, λv, λd and λp of the paper."""
+
+    format: float = 0.2
+    compliance: float = 0.2
+    answer: float = 1.0
+    diversity: float = 0.0
+    group_pass: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            require(math.isfinite(value) and value >= 0, f"Weights: {name}={value} must be a number of at least 0")
+
+
+EXPLORATION = Weights(diversity=0.2)
+"""The paper's first quarter of the steps, without KL."""
+EXPLOITATION = Weights(group_pass=0.5)
+"""The rest of them, with KL (k3, 0.001)."""
+EXPLOITATION_RELEASED = Weights(answer=0.5, group_pass=0.5)
+"""The same in the authors' code."""
+
+
+@dataclass(frozen=True)
+class ExpLangReward:
+    """Scores completions that choose the language they think in: `ExpLangReward(language, MathsReward(), EXPLORATION)`.
+
+    `language` is the stage's; the detector chooses among its languages, so a forced evaluation in one language had better be
+    judged with all that the policy knows. `answer` is any reward: its `correct`, `timeout` and `details` are used. Nothing is
+    loaded before the first call. Raises UserError for settings that make no sense.
+    """
+
+    language: LanguageConfig
+    answer: Reward
+    weights: Weights
+    scope: Literal["step", "prompt"] = "step"
+    backend: Backend = "py3langid"
+
+    def __post_init__(self) -> None:
+        require(
+            self.language.mode != "off",
+            "ExpLangReward: language.mode=off has no tags to reward; give it the stage's language, or use the answer's reward",
+        )
+        require(self.scope in ("step", "prompt"), f"ExpLangReward: scope={self.scope!r} must be 'step' or 'prompt'")
+        require(
+            self.backend != "lingua" or len(self.language.languages) > 1,
+            f"ExpLangReward: backend='lingua' finds any text to be in the only language {self.language.languages[0]!r}; "
+            "give all the languages of the policy, or use 'py3langid'",
+        )
+        self._detector()  # refuses an unknown backend
+
+    def __call__(self, texts: Sequence[str], examples: Sequence[Example]) -> Scores:
+        """Scores B completions.
+
+        `parts` are the five weighted terms and add up to `rewards`; `language_rewards` are compliance, diversity and
+        group_pass; `correct` and `timeout` are the answer reward's. `details`, besides the answer reward's:
+        `language/tagged`, `language/compliant`, `language/abstain` (each 0 or 1), `language/switched` (share of the thinking
+        that is not in its main language), `language/letters` (of the thinking, that were judged) and `language/thinking_chars`;
+        all but the last are 0 without a tag. Raises ValueError where the lengths differ, and UserError for an example that
+        allows an unknown language, for an answer reward that does not return one verdict a text, and for a language that the
+        detector does not know.
+        """
+        if len(texts) != len(examples):
+            raise ValueError(f"{len(texts)} texts for {len(examples)} examples")
+        completions = parse(texts, self.language)
+        places = {code: place for place, code in enumerate(self.language.languages)}
+        chosen = np.array([places.get(completion.code, -1) for completion in completions], np.int64)
+        allowed = allowed_languages(self.language, examples)
+        tagged = (chosen >= 0) & allowed[np.arange(len(texts)), chosen]
+
+        verdict = self._verify([completion.answer for completion in completions], examples)
+        thinking = [c.thinking if is_tagged else "" for c, is_tagged in zip(completions, tagged, strict=True)]
+        detected = self._detector()(thinking)
+        compliant = detected.code == np.array(self.language.languages)[chosen]  # nothing is detected where there is no tag
+        group = self._groups(examples)
+        diversity, group_pass = batch_terms(chosen, group, tagged, compliant, verdict.correct)
+
+        terms = {"format": tagged, "compliance": compliant, "answer": verdict.correct}
+        terms |= {"diversity": diversity, "group_pass": group_pass}
+        weights = dataclasses.asdict(self.weights)
+        parts = {name: np.float32(weights[name]) * term.astype(np.float32) for name, term in terms.items()}
+        details = {
+            "tagged": tagged,
+            "compliant": compliant,
+            "abstain": tagged & (detected.letters == 0),
+            "switched": detected.switched,
+            "letters": detected.letters,
+            "thinking_chars": np.array([len(completion.thinking) for completion in completions]),
+        }
+        return Scores(
+            rewards=np.sum(list(parts.values()), axis=0),
+            correct=verdict.correct,
+            parts=parts,
+            timeout=verdict.timeout,
+            details={**verdict.details, **{f"language/{name}": value.astype(np.float32) for name, value in details.items()}},
+            language_rewards=parts["compliance"] + parts["diversity"] + parts["group_pass"],
+        )
+
+    def _verify(self, answers: Sequence[str], examples: Sequence[Example]) -> Scores:
+        verdict = self.answer(answers, examples)
+        if not isinstance(verdict, Scores):
+            verdict = Scores(rewards=verdict, correct=np.asarray(verdict) >= 1)
+        require(
+            verdict.correct.shape == (len(answers),),
+            f"ExpLangReward: its answer reward returned verdicts of shape {verdict.correct.shape} for {len(answers)} texts; "
+            "return one verdict per text",
+        )
+        return verdict
+
+    def _groups(self, examples: Sequence[Example]) -> np.ndarray:
+        """The number of the statistics that each row counts in, int [B]: those of its problem, or of all rows."""
+        if self.scope == "step":
+            return np.zeros(len(examples), np.int64)
+        numbers: dict[tuple[str, str], int] = {}
+        return np.array([numbers.setdefault((example.task, example.id), len(numbers)) for example in examples], np.int64)
+
+    def _detector(self) -> Detector:
+        return Detector(self.language.languages, self.backend)
+
+
+def batch_terms(
+    chosen: np.ndarray, group: np.ndarray, tagged: np.ndarray, compliant: np.ndarray, correct: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The unweighted diversity f32 [B] and group pass bool [B] of B rows, from the rows of the same group.
+
+    chosen int [B]: the language, read where `tagged`; group int [B]: from 0; tagged, compliant, correct: bool [B].
+    """
+    diversity, group_pass = np.zeros(len(chosen), np.float32), np.zeros(len(chosen), bool)
+    rows = np.flatnonzero(tagged)
+    cell = group[rows], chosen[rows]
+    shape = group.max(initial=-1) + 1, chosen.max(initial=-1) + 1
+    count, passed = np.zeros(shape, np.int64), np.zeros(shape, bool)
+    np.add.at(count, cell, 1)
+    np.logical_or.at(passed, cell, correct[rows])
+    rarest = np.where(count > 0, count, len(chosen)).min(1, initial=len(chosen))
+    diversity[rows] = compliant[rows] * rarest[group[rows]] / count[cell]
+    group_pass[rows] = passed[cell]
+    return diversity, group_pass
