@@ -61,11 +61,10 @@ def _example(row: Row) -> Example:
     if target is None:
         raise row.wrong(f"target={short(values.get('target'))} must be a whole number")
     fields: dict[str, Any] = {"numbers": numbers, "target": target}
-    for name in ("id", "solution", "completion"):
+    for name in ("id", "solution", "completion", "pattern"):
         if not isinstance(values.get(name), (str, int, type(None)) if name == "id" else (str, type(None))):
             raise row.wrong(f"{name}={short(values[name])} must be text, or absent")
-    if values.get("solution") is not None:
-        fields["solution"] = values["solution"]
+    fields |= {name: values[name] for name in ("solution", "pattern") if values.get(name) is not None}
     identity = values.get("id")
     return Example(
         id=f"{row.source}:{row.index + 1}" if identity is None else str(identity),

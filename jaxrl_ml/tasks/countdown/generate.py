@@ -51,6 +51,8 @@ class Countdown(Sequence[Example]):
     """Share of the (numbers, target) pairs that is held out."""
     size: int = 10**9
     seed: int = 0
+    accept: Callable[[tuple[int, ...], int], bool] | None = None
+    """Whether problems with these numbers and this target are wanted, such as those that a held-out skill does not solve."""
     demonstrate: Callable[[Example, random.Random], str] | None = None
     """Writes `Example.completion` for SFT from the example (solution included) and the example's own generator."""
 
@@ -108,13 +110,15 @@ class Countdown(Sequence[Example]):
             found = [
                 (target, tree)
                 for target, tree in _random_trees(numbers, rng)
-                if self.min_target <= target <= self.max_target and _held_out(numbers, target, self.test_fraction) == want_test
+                if self.min_target <= target <= self.max_target
+                and is_held_out(numbers, target, self.test_fraction) == want_test
+                and (self.accept is None or self.accept(numbers, target))
             ]
             if found:
                 return numbers, *found[int(rng.random() * len(found))]
         raise UserError(
             f"Countdown: no {self.split} problem with {count} numbers in {self.min_number}..{self.max_number} and a target in "
-            f"{self.min_target}..{self.max_target} was found in {_MAX_TRIES} tries; widen the ranges"
+            f"{self.min_target}..{self.max_target} was found in {_MAX_TRIES} tries; widen the ranges or accept more"
         )
 
 
@@ -165,7 +169,7 @@ def _render(tree: Tree) -> tuple[str, int]:
     return f"{left_text} {symbol} {right_text}", own
 
 
-def _held_out(numbers: tuple[int, ...], target: int, fraction: float) -> bool:
+def is_held_out(numbers: tuple[int, ...], target: int, fraction: float) -> bool:
     """Whether the problem belongs to the test split; the same in every process and Python version."""
     key = f"{sorted(numbers)}={target}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") < fraction * 2**64
