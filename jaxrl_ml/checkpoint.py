@@ -16,7 +16,8 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from jaxrl_ml.config import CheckpointConfig
+from jaxrl_ml.config import CheckpointConfig, LoRAConfig
+from jaxrl_ml.models import lora
 from jaxrl_ml.types import Params, TrainState, UserError
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every phase of every save at warning level
@@ -65,9 +66,14 @@ class Checkpoints:
     def save(
         self, step: int, state: TrainState, progress: Mapping[str, Any], metrics: Mapping[str, float] | None = None
     ) -> None:
-        """Saves a step in the background; the arrays are copied before it returns, so they may be donated."""
+        """Saves a step in the background; the arrays are copied before it returns, so they may be donated.
+
+        Of adapted parameters only the adapter is saved. `progress["adapter"]` tells how to put it back: rank, alpha, and base,
+        the folder in the run that keeps the frozen weights (`save_reference`).
+        """
+        name = "adapter" if lora.is_adapted(state.params) else "params"
         items = {
-            "params": ocp.args.StandardSave(state.params),
+            name: ocp.args.StandardSave(lora.trained(state.params)),
             "optimizer": ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
             "progress": ocp.args.JsonSave(dict(progress)),
         }
@@ -85,21 +91,33 @@ class Checkpoints:
         Raises UserError where the checkpoint is damaged, of another shape, or holds parameters alone.
         """
         optimizer = {"step": shapes.step, "opt_state": shapes.opt_state}
-        restored = self._restore(
-            step,
-            params=ocp.args.StandardRestore(shapes.params),
-            optimizer=ocp.args.StandardRestore(optimizer),
-            progress=ocp.args.JsonRestore(),
-        )
+        params = self.restore_params(step, lora.frozen(shapes.params))
+        restored = self._restore(step, optimizer=ocp.args.StandardRestore(optimizer), progress=ocp.args.JsonRestore())
         opt = restored["optimizer"]
-        return TrainState(opt["step"], restored["params"], opt["opt_state"]), restored["progress"]
+        return TrainState(opt["step"], params, opt["opt_state"]), restored["progress"]
 
     def restore_params(self, step: int | None, shapes: Params) -> Params:
-        """The parameters of a step (None: the best, or else the latest), onto the shardings of `shapes`."""
+        """The parameters of a step (None: the best, or else the latest), onto the shardings of `shapes`, those of plain ones.
+
+        They are adapted where the step holds an adapter.
+        """
         step = self.best() if step is None else step
         if step not in self.steps():
             raise UserError(f"{self.folder.parent} has no checkpoint {step}; it has {self.steps() or 'none'}")
-        return self._restore(step, params=ocp.args.StandardRestore(shapes))["params"]
+        about = self.adapter_of(step)
+        if about is None:
+            return self._restore(step, params=ocp.args.StandardRestore(shapes))["params"]
+        config = LoRAConfig(about["rank"], about["alpha"])
+        like = ocp.args.StandardRestore(lora.adapter_like(shapes, config.rank))
+        adapter = self._restore(step, adapter=like)["adapter"]
+        base = load_reference(self.folder.parent / about["base"], shapes, "frozen base of the adapter")
+        return lora.attach(base, adapter, config)
+
+    def adapter_of(self, step: int) -> dict[str, Any] | None:
+        """What `save` was told of the adapter of a step; None where the step holds all parameters."""
+        if not (self.folder / str(step) / "adapter").is_dir():
+            return None
+        return self._restore(step, progress=ocp.args.JsonRestore())["progress"]["adapter"]
 
     def _restore(self, step: int, **items: Any) -> Any:
         try:
@@ -124,22 +142,20 @@ def _reason(error: Exception) -> str:
 
 
 def save_reference(folder: Path, params: Params) -> None:
-    """Keeps a KL reference beside the checkpoints; it appears only when complete."""
+    """Keeps a KL reference, or the base of an adapter, beside the checkpoints; it appears only when complete."""
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(Path(folder).absolute(), params, force=True)
 
 
-def load_reference(folder: Path, shapes: Params) -> Params:
-    """The reference parameters kept in `folder`. Raises UserError where there are none."""
+def load_reference(folder: Path, shapes: Params, what: str = "KL reference") -> Params:
+    """The parameters kept in `folder`. Raises UserError, that calls them `what`, where there are none."""
     if not Path(folder).is_dir():
-        raise UserError(f"the KL reference {folder} is missing; restore it, or start again in another run_dir")
+        raise UserError(f"the {what} {folder} is missing; restore it, or start again in another run_dir")
     with ocp.StandardCheckpointer() as checkpointer:
         try:
             return checkpointer.restore(Path(folder).absolute(), shapes)
         except Exception as error:  # as in Checkpoints._restore
-            raise UserError(
-                f"the KL reference {folder} is damaged ({_reason(error)}); start again in another run_dir"
-            ) from error
+            raise UserError(f"the {what} {folder} is damaged ({_reason(error)}); start again in another run_dir") from error
 
 
 def shapes_of(params: Params) -> Params:

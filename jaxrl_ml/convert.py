@@ -1,9 +1,10 @@
 """`python -m jaxrl_ml.convert`: a Hugging Face folder into a run folder, and a run's checkpoint into a Hugging Face folder.
 
     from-hf DIR RUN                                          weights, tokenizer and chat template to start runs from
-    to-hf RUN DIR [--step N] [--dtype float32|bfloat16]      a folder that transformers reads
+    to-hf RUN DIR [--step N] [--dtype float32|bfloat16]      a folder that transformers reads, an adapter merged
+    to-adapter RUN DIR [--step N] [--base DIR]               the adapter alone, as PEFT reads it
 
-Both go through host memory on one device, which holds one float32 copy of the model; a training run that is given a Hugging
+All go through host memory on one device, which holds one float32 copy of the model; a training run that is given a Hugging
 Face folder as `init_from` reads it straight onto its mesh instead.
 """
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    commands = {"from-hf": from_hf, "to-hf": to_hf}
+    commands = {"from-hf": from_hf, "to-hf": to_hf, "to-adapter": to_adapter}
     tyro.extras.subcommand_cli_from_dict(commands, args=argv, prog="python -m jaxrl_ml.convert", description=__doc__)
 
 
@@ -76,7 +77,42 @@ def to_hf(
     print(f"wrote {_describe(config, params)} from {run}, {of}, to Hugging Face folder {folder} in {dtype}")
 
 
-def _load(path: Path, step: int | None) -> tuple[ModelConfig, Params]:
+def to_adapter(
+    run: Annotated[Path, tyro.conf.Positional],
+    folder: Annotated[Path, tyro.conf.Positional],
+    step: int | None = None,
+    base: Path | None = None,
+) -> None:
+    """Export the adapter of a checkpoint of a run, as PEFT reads it.
+
+    Args:
+        run: The run folder.
+        folder: The folder to make for the adapter; it must not exist, or be empty.
+        step: Which checkpoint; by default the best by the run's checkpoint.best_metric, or else the latest.
+        base: The Hugging Face folder to make of the frozen weights below the adapter; by default none is made, and the adapter
+            names the Hugging Face folder that the run started from.
+    """
+    from jaxrl_ml import pretrained
+    from jaxrl_ml.checkpoint import Checkpoints
+    from jaxrl_ml.cli import load_run
+    from jaxrl_ml.models import hf, lora, peft
+
+    trained = load_run(run)
+    with Checkpoints(run, trained.checkpoint, read_only=True) as checkpoints:
+        step = checkpoints.best() if step is None else step
+    config, params = _load(run, step, merge=False)
+    if not lora.is_adapted(params):
+        raise UserError(f"step {step} of {run} holds no adapter: its stage trained all weights; use to-hf, or another --step")
+    start, hub = trained.adapter_start(trained.stage_of(step)), trained.init_from
+    if base is not None:
+        hf.save_params(base, lora.frozen(params), config, "float32", pretrained.read_tokenizer(run))
+    elif hub is None or pretrained.is_run(Path(hub)) or start is not trained.stage_of(1):
+        raise UserError(f"the adapter of {run}, step {step}, lies on weights of this run; have them written with --base DIR")
+    peft.save_adapter(folder, params, str(base or hub))
+    print(f"wrote the adapter of {run}, step {step}, to PEFT folder {folder}, for {base or hub}")
+
+
+def _load(path: Path, step: int | None, merge: bool = True) -> tuple[ModelConfig, Params]:
     import jax
 
     from jaxrl_ml import pretrained
@@ -87,7 +123,8 @@ def _load(path: Path, step: int | None) -> tuple[ModelConfig, Params]:
     model = Transformer(pretrained.read_model_config(path))
     layout = Layout(make_mesh(MeshConfig(), jax.devices("cpu")[:1]))
     shardings = layout.tree(model.axes(), jax.eval_shape(model.init, jax.random.key(0)))
-    return model.config, pretrained.load_params(path, model, shardings, step)
+    load = pretrained.load_params if merge else pretrained.load_adapted
+    return model.config, load(path, model, shardings, step)
 
 
 def _describe(config: ModelConfig, params: Params) -> str:

@@ -17,7 +17,9 @@ import numpy as np
 from jaxrl_ml import data
 from jaxrl_ml.advantages import group_advantages, mixed_groups, overlong_penalty
 from jaxrl_ml.config import Config, GRPOStage
+from jaxrl_ml.credit import language_values, tag_mask, thinking_advantages
 from jaxrl_ml.languages.tags import language_action
+from jaxrl_ml.models import lora
 from jaxrl_ml.optimizer import make_optimizer
 from jaxrl_ml.programs import Programs
 from jaxrl_ml.sampler import settings_of
@@ -37,7 +39,7 @@ class Experience(NamedTuple):
 
 
 class GRPO:
-    """One GRPO stage of a run."""
+    """One GRPO stage of a run. reference: the KL's; None: the frozen weights below the adapter, or no KL."""
 
     def __init__(
         self, config: Config, stage: GRPOStage, programs: Programs, tokenizer: Tokenizer, reference: Params | None
@@ -80,7 +82,8 @@ class GRPO:
         if stage.updates_per_step > 1:
             batch = batch._replace(old_logprobs=self._score(state.params, batch.rollout, temperature, self.trie))
         if stage.loss.kl != "none":
-            batch = batch._replace(ref_logprobs=self._score(self.reference, batch.rollout, temperature, self.trie))
+            reference = lora.frozen(state.params) if self.reference is None else self.reference
+            batch = batch._replace(ref_logprobs=self._score(reference, batch.rollout, temperature, self.trie))
         metrics = []
         for minibatch in self.minibatches:
             state, update_metrics = self._update(state, batch, minibatch, temperature, self.trie)
@@ -162,7 +165,7 @@ class GRPO:
                     "parts": {name: float(part[row]) for name, part in experience.scores.parts.items()},
                     "correct": bool(experience.scores.correct[row]),
                     "truncated": bool(experience.rollout.truncated[row]),
-                    "advantage": float(batch.advantages[row, 0]),
+                    "advantage": float(batch.advantages[row, experience.rollout.lengths[row] - 1]),
                     "length": int(experience.rollout.lengths[row]),
                 }
             )
@@ -225,21 +228,44 @@ def select(experience: Experience, groups: np.ndarray, group_size: int) -> Exper
 def assemble(rollout: Rollout, scores: Scores, stage: GRPOStage) -> Batch:
     """The batch to learn from, on the host, trimmed to the width bucket of its longest row.
 
-    Filters read raw correctness; the overlong penalty is added to the reward before the baseline is taken (DAPO).
+    Filters read raw correctness; the overlong penalty is added to the reward before the baseline is taken (DAPO). With
+    loss.language=own (`credit.py`) filters leave the tags in: what a language is worth shows between groups as well.
     """
-    loss, limit = stage.loss, stage.sampling.max_completion_tokens
+    loss, limit, G = stage.loss, stage.sampling.max_completion_tokens, stage.group_size
     rewards = scores.rewards
     if loss.overlong == "penalty":
         rewards = rewards + overlong_penalty(rollout.lengths, limit, loss.overlong_tokens)
-    advantages = group_advantages(rewards, stage.group_size, loss.advantage)
-    learn = np.ones(len(rewards), bool)
-    if loss.filter != "none":
-        learn &= np.repeat(mixed_groups(scores.correct, stage.group_size), stage.group_size)
-    if loss.overlong == "mask":
-        learn &= ~rollout.truncated
+    advantages = group_advantages(rewards, G, loss.advantage)
     rollout = data.trim(rollout, data.completion_width(rollout.lengths, limit))
     mask = rollout.action_mask
-    return Batch(rollout, advantages[:, None] * mask, mask & learn[:, None])
+    learn = np.ones((len(rewards), 1), bool)
+    if loss.filter != "none":
+        learn &= np.repeat(mixed_groups(scores.correct, G), G)[:, None]
+    per_token, values = advantages[:, None], None
+    if loss.language == "own":
+        learn = learn | tag_mask(rollout.tags, mask.shape[1])
+        content = rewards if scores.language_rewards is None else rewards - scores.language_rewards
+        per_token, values = _own_advantages(rollout, advantages, content, stage)
+    if loss.overlong == "mask":
+        learn = learn & ~rollout.truncated[:, None]
+    return Batch(rollout, per_token * mask, mask & learn, language_values=values)
+
+
+def _own_advantages(
+    rollout: Rollout, advantages: np.ndarray, content: np.ndarray, stage: GRPOStage
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Advantages f32 [B, C] with loss.language=own, and the values f32 [Q, languages] where a tag learns from all actions.
+
+    advantages: those of all the rewards; content: the rewards without those of the language; both [B].
+    """
+    loss, G, language = stage.loss, stage.group_size, rollout.tags.language
+    values = language_values(advantages, language, rollout.prompts.allowed.shape[1], G, loss.language_shrinkage)
+    thinking = thinking_advantages(content, language, G, loss.advantage, loss.language_shrinkage)
+    tag = tag_mask(rollout.tags, rollout.action_mask.shape[1])
+    if stage.language.mode == "constrained":
+        return np.where(tag, np.float32(0), thinking[:, None]), values[:, :-1]
+    of_choice = values[np.arange(len(language)) // G, language]  # no tag is −1: the last column
+    return np.where(tag, of_choice[:, None], thinking[:, None]), None
 
 
 def describe(experience: Experience, group_size: int) -> dict[str, float]:

@@ -96,8 +96,24 @@ def aggregation_weights(mask: jax.Array, kind: str, max_width: int) -> jax.Array
     raise ValueError(f"unknown aggregation {kind!r}")
 
 
+def apart_weights(mask: jax.Array, tag: jax.Array, config: LossConfig, max_width: int) -> jax.Array:
+    """Weights f32 [B, C] that aggregate the tags' tokens apart from the others (loss.language=own), tag bool [B, C].
+
+    The others as `aggregation_weights` has it. The tags: language_coef times the mean, over rows with a token of the tag in the
+    mask, of the sum over those tokens: what a choice counts depends neither on the tag's length nor on the thinking's.
+    """
+    others = aggregation_weights(mask & ~tag, config.aggregation, max_width)
+    tag = mask & tag
+    return others + config.language_coef * tag / jnp.maximum(tag.any(1).sum(), 1)
+
+
 def policy_loss(
-    logprobs: jax.Array, old_logprobs: jax.Array, advantages: jax.Array, mask: jax.Array, config: LossConfig
+    logprobs: jax.Array,
+    old_logprobs: jax.Array,
+    advantages: jax.Array,
+    mask: jax.Array,
+    config: LossConfig,
+    tag: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Per-token policy loss f32 [B, C] and per-token statistics, from the policy's log-probs and those it sampled with.
 
@@ -107,11 +123,13 @@ def policy_loss(
     - clip: −min(r·A, clip(r, 1 − low, 1 + high)·A) (PPO; separate bounds as DAPO); where A < 0 and dual_clip = c, at most
       −c·A (Ye et al., arXiv 1912.09729, eq. 5).
     - cispo: −stop_gradient(clip(r, 1 − low, 1 + high))·A·logprobs (MiniMax-M1, arXiv 2506.13585, eq. 4).
+
+    tag bool [B, C]: tokens that are an action of their own, and with ratio=sequence have a ratio of their own.
     """
     log_ratio = jnp.where(mask, logprobs - old_logprobs, 0.0)
     if config.ratio == "sequence":
-        lengths = jnp.maximum(mask.sum(1, keepdims=True), 1)
-        log_ratio = jnp.broadcast_to(log_ratio.sum(1, keepdims=True) / lengths, mask.shape)
+        whole = _row_mean(log_ratio, mask if tag is None else mask & ~tag)
+        log_ratio = whole if tag is None else jnp.where(tag, _row_mean(log_ratio, mask & tag), whole)
     ratio = jnp.exp(jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO))
     clipped = jnp.clip(ratio, 1 - config.clip_low, 1 + config.clip_high)
     if config.objective == "cispo":
@@ -123,6 +141,12 @@ def policy_loss(
         if config.dual_clip is not None:
             loss = jnp.where(advantages < 0, jnp.minimum(loss, -config.dual_clip * advantages), loss)
     return loss, {"policy/ratio": ratio, "policy/clip_fraction": bound.astype(jnp.float32)}
+
+
+def _row_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """The mean over the tokens of `mask` in each row, at every token of it."""
+    lengths = jnp.maximum(mask.sum(1, keepdims=True), 1)
+    return jnp.broadcast_to(jnp.where(mask, x, 0.0).sum(1, keepdims=True) / lengths, mask.shape)
 
 
 def kl_estimate(logprobs: jax.Array, ref_logprobs: jax.Array, kind: str) -> jax.Array:

@@ -14,7 +14,7 @@ import jax
 
 from jaxrl_ml.cli import load_run
 from jaxrl_ml.config import CheckpointConfig, ModelConfig, RopeScaling
-from jaxrl_ml.models import hf
+from jaxrl_ml.models import hf, lora
 from jaxrl_ml.models.transformer import Transformer
 from jaxrl_ml.tokenizer import Tokenizer
 from jaxrl_ml.types import Params, UserError
@@ -59,7 +59,15 @@ def read_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def load_params(path: str | Path, model: Transformer, shardings: Any, step: int | None = None) -> Params:
-    """The weights, float32, onto `shardings`; of a run: those of checkpoint `step` (None: the best, or else the latest)."""
+    """The weights, float32, onto `shardings`; of a run: those of checkpoint `step` (None: the best, or else the latest).
+
+    An adapter is merged into the weights that it was trained on.
+    """
+    return jax.device_put(lora.merged(load_adapted(path, model, shardings, step)), shardings)
+
+
+def load_adapted(path: str | Path, model: Transformer, shardings: Any, step: int | None = None) -> Params:
+    """As `load_params`, but where the checkpoint holds an adapter, the weights under it."""
     path = _require_model(Path(path))
     if not is_run(path):
         if step is not None:

@@ -1,6 +1,8 @@
 """The compiled programs, side by side: the only file with jax.jit.
 
     init     key → params                          random weights, sharded for training
+    adapt    params → params                       under a new adapter (LoRA), where a stage trains one
+    merge    params → params                       without the adapter: it is added to the weights
     moments  params → opt_state                    the optimiser's start
     gather   params → weights                      sampling layout and dtype, layers unstacked; once a step
     sample   weights, prompts → Rollout            prefill and decode in one program
@@ -23,7 +25,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxrl_ml import sampler, update
-from jaxrl_ml.config import ComputeConfig, GRPOStage, ModelConfig, SFTStage
+from jaxrl_ml.config import ComputeConfig, GRPOStage, LoRAConfig, ModelConfig, SFTStage
+from jaxrl_ml.models import lora
 from jaxrl_ml.models.transformer import Transformer, unstack
 from jaxrl_ml.sharding import SAMPLING, TRAINING, Layout
 from jaxrl_ml.types import Params, Prompts, Rollout, Tags, TagTrie, TrainState
@@ -54,6 +57,7 @@ class Programs:
         weight_shardings = sampling.tree({**axes, "layers": (layer_axes,) * config.num_layers}, weights)
 
         self.init = jax.jit(self.model.init, out_shardings=self.param_shardings)
+        self._merge = jax.jit(lora.merged, out_shardings=self.param_shardings)
         self.gather = jax.jit(self._to_sampling, out_shardings=weight_shardings)
         rows = self.layout.rows
         plain = Rollout(Prompts(rows(2), rows(2), rows(1)), rows(2), rows(1), rows(2), rows(2), rows(1))
@@ -68,7 +72,7 @@ class Programs:
         def cast(path: tuple, leaf: jax.Array) -> jax.Array:
             return leaf if path[-1].key == "scale" else leaf.astype(self.model.dtype)
 
-        weights = jax.tree_util.tree_map_with_path(cast, params)
+        weights = jax.tree_util.tree_map_with_path(cast, lora.merged(params))
         return {**weights, "layers": unstack(weights["layers"], self.model.config.num_layers)}
 
     def _sample_all(self, weights, prompts, seed_words, stop_table, settings, trie, truncates, G, C, W) -> Rollout:
@@ -95,32 +99,46 @@ class Programs:
         program = self._sample if trie is None else self._sample_tagged
         return program(weights, prompts, seed_words, stop_table, settings, trie, *order)
 
-    def state_shardings(self, optimizer: optax.GradientTransformation) -> TrainState:
-        """Where a TrainState lives: moments lie where their parameters do."""
-        opt_shapes = jax.eval_shape(optimizer.init, self.param_shapes)
-        opt_state = optax.tree_utils.tree_map_params(
-            optimizer,
-            lambda _, sharding: sharding,
-            opt_shapes,
-            self.param_shardings,
-            transform_non_params=lambda _: self.layout.replicated,
-        )
-        return TrainState(self.layout.replicated, self.param_shardings, opt_state)
+    def adapt(self, params: Params, config: LoRAConfig, key: jax.Array) -> Params:
+        """`params` under a new adapter, drawn from `key`, that changes nothing yet."""
+        like = lora.adapter_like(self.params_like(), config.rank)
+        draw = jax.jit(partial(lora.init_adapter, like), out_shardings=_shardings(like))
+        return lora.attach(params, draw(key), config)
 
-    def state_shapes(self, optimizer: optax.GradientTransformation) -> TrainState:
-        """The abstract TrainState, shardings included: what a checkpoint is restored into."""
-        shapes = TrainState(
-            jax.ShapeDtypeStruct((), jnp.int32), self.param_shapes, jax.eval_shape(optimizer.init, self.param_shapes)
-        )
-        return jax.tree.map(
+    def merge(self, params: Params) -> Params:
+        """Plain parameters: with the adapter added to the weights, if there is one."""
+        return self._merge(params) if lora.is_adapted(params) else params
+
+    def params_like(self, adapter: LoRAConfig | None = None) -> Params:
+        """The abstract parameters, shardings included, under the adapter of a stage that trains one."""
+        like = jax.tree.map(
             lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
-            shapes,
-            self.state_shardings(optimizer),
+            self.param_shapes,
+            self.param_shardings,
+        )
+        return like if adapter is None else lora.attach(like, lora.adapter_like(like, adapter.rank), adapter)
+
+    def state_shapes(self, optimizer: optax.GradientTransformation, adapter: LoRAConfig | None = None) -> TrainState:
+        """The abstract TrainState, shardings included: what a checkpoint is restored into."""
+        step = jax.ShapeDtypeStruct((), jnp.int32, sharding=self.layout.replicated)
+        params = self.params_like(adapter)
+        return TrainState(step, params, self._moment_shapes(optimizer, params))
+
+    def _moment_shapes(self, optimizer: optax.GradientTransformation, params: Params) -> Any:
+        """Moments lie where their parameters do."""
+        trained = lora.trained(params)
+        return optax.tree_utils.tree_map_params(
+            optimizer,
+            lambda moment, param: jax.ShapeDtypeStruct(moment.shape, moment.dtype, sharding=param.sharding),
+            jax.eval_shape(optimizer.init, trained),
+            trained,
+            transform_non_params=lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.layout.replicated),
         )
 
     def moments(self, optimizer: optax.GradientTransformation, params: Params) -> Any:
-        """The optimiser's initial state for `params`."""
-        return jax.jit(optimizer.init, out_shardings=self.state_shardings(optimizer).opt_state)(params)
+        """The optimiser's initial state for what is trained of `params`."""
+        shardings = _shardings(self._moment_shapes(optimizer, params))
+        return jax.jit(optimizer.init, out_shardings=shardings)(lora.trained(params))
 
     def score(self, stage: GRPOStage) -> Any:
         """(params, rollout, temperature, trie) → log-probs f32 [B, C]."""
@@ -141,9 +159,15 @@ class Programs:
             stage.sampling.max_completion_tokens,
             self.compute.logprob_chunk_tokens,
         )
-        return jax.jit(bound, donate_argnums=(0,), out_shardings=(self.state_shardings(optimizer), self.layout.replicated))
+        state = _shardings(self.state_shapes(optimizer, stage.lora))
+        return jax.jit(bound, donate_argnums=(0,), out_shardings=(state, self.layout.replicated))
 
     def fit(self, stage: SFTStage, optimizer: optax.GradientTransformation) -> Any:
         """(state, packed batch) → (state, metrics); the state is donated."""
         bound = partial(update.sft_update, self.model, optimizer, stage.num_microbatches, self.compute.logprob_chunk_tokens)
-        return jax.jit(bound, donate_argnums=(0,), out_shardings=(self.state_shardings(optimizer), self.layout.replicated))
+        state = _shardings(self.state_shapes(optimizer, stage.lora))
+        return jax.jit(bound, donate_argnums=(0,), out_shardings=(state, self.layout.replicated))
+
+
+def _shardings(shapes: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.sharding, shapes)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxrl_ml.cli import first_difference, load, resolved, run_command, write_resolved
 from jaxrl_ml.config import Config, GRPOStage, Stage
-from jaxrl_ml.types import StepReport, TrainState, UserError, require
+from jaxrl_ml.types import Params, StepReport, TrainState, UserError, require
 
 if TYPE_CHECKING:
     from jaxrl_ml.checkpoint import Checkpoints
@@ -146,6 +146,7 @@ class Run:
                         "seed": self.config.seed,
                         "nonfinite_steps": reporter.nonfinite_steps,
                         "data": runner.batches.get_state(),
+                        "adapter": self._adapter(stage),
                     }
                     self.checkpoints.save(step, state, progress, results)
                     reporter.skip_time()
@@ -168,19 +169,20 @@ class Run:
         from jaxrl_ml.optimizer import make_optimizer
 
         config, programs = self.config, self.programs
-        optimizer = make_optimizer(config.optimizer, 1)
         steps = self.checkpoints.steps()
         if steps:
-            return self.checkpoints.restore(steps[-1], programs.state_shapes(optimizer))
+            optimizer = make_optimizer(config.optimizer, 1)
+            adapter = config.stage_of(steps[-1]).lora
+            return self.checkpoints.restore(steps[-1], programs.state_shapes(optimizer, adapter))
         if config.init_from is None:
             params = programs.init(programs.layout.put(jax.random.key(config.seed)))
         else:
             params = pretrained.load_params(config.init_from, programs.model, programs.param_shardings)
         for stage in config.stages:
-            if isinstance(stage, GRPOStage) and stage.loss.kl != "none" and stage.loss.reference == "run":
+            if self._keeps_reference(stage) and stage.loss.reference == "run":
                 save_reference(reference_folder(self.run_dir, stage), params)
                 break
-        state = TrainState(programs.layout.put(np.int32(0)), params, programs.moments(optimizer, params))
+        state = TrainState(programs.layout.put(np.int32(0)), params, opt_state=None)  # moments come with the stage
         return state, {"step": 0, "nonfinite_steps": 0, "data": None}
 
     def _enter(self, stage: Stage, state: TrainState, progress: dict[str, Any], fresh: bool) -> tuple[GRPO | SFT, TrainState]:
@@ -189,15 +191,16 @@ class Run:
 
         from jaxrl_ml.checkpoint import load_reference, save_reference, shapes_of
         from jaxrl_ml.grpo import GRPO, reference_folder
+        from jaxrl_ml.models import lora
         from jaxrl_ml.optimizer import carry_moments
         from jaxrl_ml.sft import SFT
 
         reference = None
-        if isinstance(stage, GRPOStage) and stage.loss.kl != "none":
+        if self._keeps_reference(stage):
             folder = reference_folder(self.run_dir, stage)
             if fresh and stage.loss.reference == "stage":
-                save_reference(folder, state.params)
-            reference = load_reference(folder, shapes_of(state.params))
+                save_reference(folder, self.programs.merge(state.params))
+            reference = load_reference(folder, shapes_of(lora.frozen(state.params)))
         if isinstance(stage, GRPOStage):
             runner: GRPO | SFT = GRPO(self.config, stage, self.programs, self.tokenizer, reference)
         else:
@@ -205,10 +208,40 @@ class Run:
         if not fresh:
             runner.batches.set_state(progress["data"])
             return runner, state
-        moments = self.programs.moments(runner.optimizer, state.params)
-        if stage.keep_optimizer:
+        params = self._adapt(stage, state.params)
+        moments = self.programs.moments(runner.optimizer, params)
+        if stage.keep_optimizer and state.opt_state is not None:
             moments = carry_moments(moments, state.opt_state)
-        return runner, TrainState(self.programs.layout.put(np.int32(0)), state.params, moments)
+        return runner, TrainState(self.programs.layout.put(np.int32(0)), params, moments)
+
+    def _keeps_reference(self, stage: Stage) -> bool:
+        """Whether the stage has a KL reference that is not simply the frozen base of its adapter."""
+        if not isinstance(stage, GRPOStage) or stage.loss.kl == "none":
+            return False
+        start = stage if stage.loss.reference == "stage" else self.config.stage_of(1)
+        return stage.lora is None or self.config.adapter_start(stage) is not start
+
+    def _adapt(self, stage: Stage, params: Params) -> Params:
+        """The parameters that a fresh stage trains: merged and under a new adapter, unless it goes on with the one there is."""
+        import jax
+
+        from jaxrl_ml.checkpoint import save_reference
+
+        if self.config.adapter_start(stage) is not stage:
+            return params
+        programs, adapter = self.programs, self._adapter(stage)
+        params = programs.merge(params)
+        if adapter is None:
+            return params
+        save_reference(self.run_dir / adapter["base"], params)
+        key = jax.random.fold_in(jax.random.key(self.config.seed), 1 + self.config.stages.index(stage))
+        return programs.adapt(params, stage.lora, programs.layout.put(key))
+
+    def _adapter(self, stage: Stage) -> dict[str, Any] | None:
+        """What a checkpoint is told of the stage's adapter."""
+        if stage.lora is None:
+            return None
+        return {**dataclasses.asdict(stage.lora), "base": f"base/{self.config.adapter_start(stage).name}"}
 
     def _evaluate(self, state: TrainState, step: int, stage: str) -> dict[str, float]:
         """Runs every evaluation, writes its metrics and returns them."""

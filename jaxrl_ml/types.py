@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     Array = jax.Array | np.ndarray
 
-Params = Any  # a plain pytree of arrays: {"embed", "layers", "final_norm"[, "lm_head"]}, layers stacked on axis 0
+Params = Any  # a plain pytree of arrays: {"embed", "layers", "final_norm"[, "lm_head"]}, layers stacked on axis 0, or
+# `lora.Adapted` where an adapter is trained
 Message = dict[str, str]  # {"role": ..., "content": ...}, as chat templates take them
 
 
@@ -120,6 +121,7 @@ class Batch(NamedTuple):
     loss_mask: Array  # bool [B, C]; action_mask less the rows that filters or overlong masking leave out
     old_logprobs: Array | None = None  # f32 [B, C]; None: one update per rollout, the ratio's value is 1
     ref_logprobs: Array | None = None  # f32 [B, C]; None: no KL term
+    language_values: Array | None = None  # f32 [Q, languages]; Â for all languages; None: tags learn from `advantages`, if any
 
 
 class Packed(NamedTuple):

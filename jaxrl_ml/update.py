@@ -14,21 +14,37 @@ import jax.numpy as jnp
 import optax
 
 from jaxrl_ml.config import LossConfig
-from jaxrl_ml.languages.tags import children
-from jaxrl_ml.losses import aggregation_weights, importance_weights, kl_estimate, policy_loss, token_logprobs
-from jaxrl_ml.models.transformer import Transformer
+from jaxrl_ml.credit import tag_mask
+from jaxrl_ml.languages.tags import ROOT, children
+from jaxrl_ml.losses import (
+    aggregation_weights,
+    apart_weights,
+    importance_weights,
+    kl_estimate,
+    policy_loss,
+    token_logprobs,
+)
+from jaxrl_ml.models import lora
+from jaxrl_ml.models.transformer import PromptCache, Transformer
 from jaxrl_ml.sampler import prefill_prompts
-from jaxrl_ml.types import Batch, Packed, Params, Rollout, TagTrie, TrainState
+from jaxrl_ml.types import Batch, Packed, Params, Prompts, Rollout, Tags, TagTrie, TrainState
 
 Metrics = dict[str, jax.Array]
 
 
 def rollout_logprobs(
-    model: Transformer, params: Params, rollout: Rollout, temperature: jax.Array, trie: TagTrie | None, chunk_tokens: int
+    model: Transformer,
+    params: Params,
+    rollout: Rollout,
+    cache: PromptCache,
+    temperature: jax.Array,
+    trie: TagTrie | None,
+    chunk_tokens: int,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probs and entropies f32 [B, C] of the completions at the sampling temperature, zero outside `action_mask`.
 
-    Those of a constrained language tag are renormalised over the trie, as they were sampled.
+    cache: that of the prompts (`prefill_prompts`). Those of a constrained language tag are renormalised over the trie, as they
+    were sampled.
     """
     prompts, completions = rollout.prompts, rollout.completions
     B, C = completions.shape
@@ -37,7 +53,7 @@ def rollout_logprobs(
     inputs = jnp.concatenate([first, completions[:, :-1]], axis=1)
     starts = jnp.repeat(prompts.mask.sum(1, dtype=jnp.int32) - 1, G)
     positions = starts[:, None] + jnp.arange(C, dtype=jnp.int32)[None]
-    hidden, _ = model.extend(params, inputs, positions, prefill_prompts(model, params, prompts))
+    hidden, _ = model.extend(params, inputs, positions, cache)
     head = model.head(params)
 
     def of(columns: slice, support: tuple | None = None) -> tuple[jax.Array, jax.Array]:
@@ -50,10 +66,41 @@ def rollout_logprobs(
         W = min(rollout.tags.state.shape[1], C)
         allowed = jnp.repeat(prompts.allowed, G, axis=0)[:, None]
         tokens, valid = children(trie, rollout.tags.state[:, :W], allowed)
-        parts = of(slice(W), (tokens, valid & trie.constrains)), of(slice(W, None))
-        logprobs, entropy = (jnp.concatenate(pair, axis=1) for pair in zip(*parts, strict=True))
+        parts = [of(slice(W), (tokens, valid & trie.constrains)), *([of(slice(W, None))] if W < C else [])]
+        logprobs, entropy = (jnp.concatenate(part, axis=1) for part in zip(*parts, strict=True))
     mask = rollout.action_mask
     return jnp.where(mask, logprobs, 0.0), jnp.where(mask, entropy, 0.0)
+
+
+def language_logprobs(
+    model: Transformer,
+    params: Params,
+    prompts: Prompts,
+    cache: PromptCache,
+    temperature: jax.Array,
+    trie: TagTrie,
+    width: int,
+    chunk_tokens: int,
+) -> jax.Array:
+    """Log-probs f32 [Q, languages] of the whole tag of each language, −1e30 where a prompt does not allow it.
+
+    Every prompt is extended by every tag, at most `width` tokens. Where the trie constrains, they are renormalised over it, and
+    a prompt's probabilities sum to 1.
+    """
+    Q, languages = prompts.allowed.shape
+    each, node, path = jnp.arange(languages), jnp.full(languages, ROOT), []
+    for _ in range(width):  # one edge of a node reaches a language; none of node 0 does
+        edge = jnp.argmax(trie.reach[node, :, each], axis=1)
+        path.append((trie.tokens[node, edge], node))
+        node = jnp.where(node > 0, trie.target[node, edge], 0)
+    tokens, states = (jnp.tile(jnp.stack(column, axis=1), (Q, 1)) for column in zip(*path, strict=True))
+    inside = states > 0
+    lengths = inside.sum(1)
+    written = Rollout(
+        prompts, jnp.where(inside, tokens, 0), lengths, inside, jnp.zeros(inside.shape), lengths > width, Tags(states, lengths)
+    )
+    logprobs, _ = rollout_logprobs(model, params, written, cache, temperature, trie, chunk_tokens)
+    return jnp.where(prompts.allowed, logprobs.sum(1).reshape(Q, languages), -1e30)
 
 
 def score(
@@ -69,7 +116,8 @@ def score(
     Q = rollout.prompts.tokens.shape[0]
 
     def one(microbatch: Rollout) -> jax.Array:
-        return rollout_logprobs(model, params, microbatch, temperature, trie, chunk_tokens)[0]
+        cache = prefill_prompts(model, params, microbatch.prompts)
+        return rollout_logprobs(model, params, microbatch, cache, temperature, trie, chunk_tokens)[0]
 
     return merge_prompts(jax.lax.map(one, split_prompts(rollout, Q, num_microbatches)), Q)
 
@@ -84,10 +132,16 @@ def grpo_loss(
     temperature: jax.Array,
     trie: TagTrie | None = None,
 ) -> tuple[jax.Array, Metrics]:
-    """The weighted sum of per-token losses of a (micro)batch, and the weighted sums of its per-token statistics."""
-    logprobs, entropy = rollout_logprobs(model, params, batch.rollout, temperature, trie, chunk_tokens)
+    """The weighted sum of per-token losses of a (micro)batch, and the weighted sums of its per-token statistics.
+
+    With language values, also −Σ_l π(l)·Â(l) of every prompt, weighted as its rows' choices: the all-action loss of the tags
+    (`credit.py`, iii).
+    """
+    cache = prefill_prompts(model, params, batch.rollout.prompts)
+    logprobs, entropy = rollout_logprobs(model, params, batch.rollout, cache, temperature, trie, chunk_tokens)
     old = jax.lax.stop_gradient(logprobs) if batch.old_logprobs is None else batch.old_logprobs
-    loss, stats = policy_loss(logprobs, old, batch.advantages, batch.loss_mask, config)
+    tag = tag_mask(batch.rollout.tags, logprobs.shape[1]) if config.language == "own" else None
+    loss, stats = policy_loss(logprobs, old, batch.advantages, batch.loss_mask, config, tag)
     sampler = batch.rollout.sampler_logprobs
     if config.importance_cap is not None:
         loss = loss * importance_weights(old, sampler, config.importance_cap)
@@ -100,7 +154,14 @@ def grpo_loss(
     stats |= {"policy/entropy": entropy, "policy/sampler_gap": jnp.abs(old - sampler)}
     mask = batch.loss_mask.astype(jnp.float32)
     sums = {name: (value * mask).sum() for name, value in jax.lax.stop_gradient(stats).items()}
-    return (loss * weights).sum(), sums
+    total = (loss * weights).sum()
+    if batch.language_values is not None:
+        prompts, width = batch.rollout.prompts, batch.rollout.tags.state.shape[1]
+        choices = language_logprobs(model, params, prompts, cache, temperature, trie, width, chunk_tokens)
+        # A row counts as much as any one token of its tag does.
+        counts = jnp.where(tag, weights, 0.0).max(1).reshape(choices.shape[0], -1).sum(1)
+        total -= (counts[:, None] * jnp.exp(choices) * batch.language_values).sum()
+    return total, sums
 
 
 def split_prompts(tree: Any, num_prompts: int, parts: int) -> Any:
@@ -146,9 +207,12 @@ def apply_gradients(
     """One optimiser step, skipped as a whole where the loss or a gradient is not finite; metrics are named `kind/…`."""
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(loss)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    proposed = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
-    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), proposed, state)
+    params = lora.trained(state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, params)
+    before = TrainState(state.step, params, state.opt_state)
+    proposed = TrainState(state.step + 1, optax.apply_updates(params, updates), opt_state)
+    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), proposed, before)
+    kept = kept._replace(params=lora.with_trained(state.params, kept.params))
     return kept, {f"{kind}/loss": loss, f"{kind}/grad_norm": norm, f"{kind}/nonfinite": (~finite).astype(jnp.float32)}
 
 
@@ -173,15 +237,23 @@ def grpo_update(
             lambda leaf: jax.lax.dynamic_index_in_dim(leaf, minibatch, keepdims=False), split_prompts(batch, Q, num_minibatches)
         )
         Q //= num_minibatches
-    weights = aggregation_weights(batch.loss_mask, config.aggregation, max_width)
+    if config.language == "own":
+        tag = tag_mask(batch.rollout.tags, batch.loss_mask.shape[1])
+        weights = apart_weights(batch.loss_mask, tag, config, max_width)
+    else:
+        weights = aggregation_weights(batch.loss_mask, config.aggregation, max_width)
     microbatches = split_prompts((batch, weights), Q, num_microbatches)
 
-    def loss_of(microbatch):
-        return jax.value_and_grad(
-            lambda params: grpo_loss(model, config, chunk_tokens, params, *microbatch, temperature, trie), has_aux=True
-        )(state.params)
+    trained = lora.trained(state.params)
 
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    def loss_of(microbatch):
+        def loss(trained):
+            params = lora.with_trained(state.params, trained)
+            return grpo_loss(model, config, chunk_tokens, params, *microbatch, temperature, trie)
+
+        return jax.value_and_grad(loss, has_aux=True)(trained)
+
+    zeros = jax.tree.map(jnp.zeros_like, trained)
     loss, sums, grads = accumulate(loss_of, zeros, microbatches, num_microbatches)
     new_state, metrics = apply_gradients(optimizer, state, loss, grads, "policy")
     tokens = jnp.maximum(batch.loss_mask.sum(), 1)
@@ -197,20 +269,22 @@ def sft_update(
     batch: Packed,
 ) -> tuple[TrainState, Metrics]:
     """One SFT update: the mean negative log-likelihood of the batch's completion tokens, in nats a token."""
+    trained = lora.trained(state.params)
     count = jnp.maximum(batch.loss_mask.sum(), 1)
     microbatches = split_prompts(batch, batch.tokens.shape[0], num_microbatches)
 
     def loss_of(packed: Packed):
-        def loss(params):
+        def loss(trained):
+            params = lora.with_trained(state.params, trained)
             hidden, _ = model.prefill(params, packed.tokens, packed.positions, packed.segments)
             one = jnp.ones((), jnp.float32)
             logprobs, entropy = token_logprobs(hidden, model.head(params), packed.targets, one, chunk_tokens, model.constrain)
             mask = packed.loss_mask.astype(jnp.float32)
             return -(logprobs * mask).sum() / count, {"sft/entropy": (entropy * mask).sum()}
 
-        return jax.value_and_grad(loss, has_aux=True)(state.params)
+        return jax.value_and_grad(loss, has_aux=True)(trained)
 
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    zeros = jax.tree.map(jnp.zeros_like, trained)
     loss, sums, grads = accumulate(loss_of, zeros, microbatches, num_microbatches)
     new_state, metrics = apply_gradients(optimizer, state, loss, grads, "sft")
     return new_state, metrics | {name: total / count for name, total in sums.items()}

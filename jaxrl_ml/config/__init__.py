@@ -7,12 +7,14 @@ in as objects. `cli.py` reads it and applies overrides from the command line.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate, pairwise, takewhile
 from typing import Any
 
 from jaxrl_ml.config.model import ComputeConfig, MeshConfig, ModelConfig, RopeScaling
 from jaxrl_ml.config.stages import (
     GRPOStage,
     LanguageConfig,
+    LoRAConfig,
     LossConfig,
     OptimizerConfig,
     SamplingConfig,
@@ -28,6 +30,7 @@ __all__ = [
     "Evaluation",
     "GRPOStage",
     "LanguageConfig",
+    "LoRAConfig",
     "LoggingConfig",
     "LossConfig",
     "MeshConfig",
@@ -53,8 +56,15 @@ class Evaluation:
     prompts_per_batch: int = 64
     sampling: SamplingConfig = SamplingConfig(temperature=0.0)
     language: LanguageConfig = LanguageConfig()
+    unseen_languages: tuple[str, ...] = ()
+    """Codes outside language.languages that `evaluate --languages unseen` has the model think in."""
 
     def __post_init__(self) -> None:
+        both = set(self.unseen_languages) & set(self.language.languages)
+        require(
+            not both,
+            f"evaluation {self.name}: {', '.join(sorted(both))} in unseen_languages and language.languages; name each once",
+        )
         for field in ("num_prompts", "samples_per_prompt", "prompts_per_batch"):
             value = getattr(self, field)
             require(value >= 1, f"evaluation {self.name}: {field}={value} must be at least 1")
@@ -146,10 +156,31 @@ class Config:
             self.tokenizer is not None or self.init_from is not None,
             "tokenizer=None needs init_from; give the folder of a tokenizer, or the token texts of a small one",
         )
+        for before, stage in pairwise(self._live_stages):
+            require(
+                not stage.keep_optimizer or stage.lora == before.lora,
+                f"{stage.name}.keep_optimizer=True needs lora={before.lora}, that of {before.name}, not {stage.lora}: "
+                "moments belong to what is trained",
+            )
 
     @property
     def num_steps(self) -> int:
         return sum(stage.num_steps for stage in self.stages)
+
+    @property
+    def _live_stages(self) -> list[Stage]:
+        return [stage for stage in self.stages if stage.num_steps]
+
+    def stage_of(self, step: int) -> Stage:
+        """The stage that the run's step number `step`, from 1, belongs to."""
+        ends = accumulate(stage.num_steps for stage in self.stages)
+        return next(stage for stage, end in zip(self.stages, ends, strict=True) if step <= end)
+
+    def adapter_start(self, stage: Stage) -> Stage:
+        """The first of the stages in a row, up to `stage`, that train the adapter it trains (or, as it, all weights)."""
+        live = self._live_stages
+        upto = live[: [other.name for other in live].index(stage.name) + 1]
+        return list(takewhile(lambda other: other.lora == stage.lora, reversed(upto)))[-1]
 
     def data_seed(self, stage: Stage) -> int:
         """Seeds the order of the stage's examples; stages differ, so that two on one task do not see the same steps."""

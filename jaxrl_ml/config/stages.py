@@ -102,9 +102,16 @@ class LanguageConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """The GRPO family: every variant in one place. Formulas and sources: `advantages.py` and `losses.py`."""
+    """The GRPO family: every variant in one place. Formulas and sources: `advantages.py`, `credit.py` and `losses.py`."""
 
     advantage: Literal["grpo", "dr_grpo", "rloo"] = "grpo"
+    language: Literal["shared", "own"] = "shared"
+    """Credit for the choice of the thinking language: the row's advantage for all its tokens (ExpLang), or each its own."""
+    language_coef: float = 0.1
+    """own: weight of the tags' loss, a mean over rows whatever the aggregation, against the thinking's."""
+    language_shrinkage: float = 1.0
+    """own: rows by which a language's mean in a group is drawn to its mean in the step, or, for the thinking's baseline, to the
+    group's; 0 does not pool."""
     ratio: Literal["token", "sequence"] = "token"
     """sequence is GSPO."""
     objective: Literal["clip", "cispo"] = "clip"
@@ -131,6 +138,8 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         require(0 < self.clip_low <= 1, f"loss.clip_low={self.clip_low} must be in (0, 1]; 1 is no lower bound")
+        for name in ("language_coef", "language_shrinkage"):
+            require(getattr(self, name) >= 0, f"loss.{name}={getattr(self, name)} must not be negative")
         require(self.clip_high > 0, f"loss.clip_high={self.clip_high} must be positive")
         require(self.dual_clip is None or self.dual_clip > 1, f"loss.dual_clip={self.dual_clip} must be over 1, or None")
         require(
@@ -149,6 +158,23 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class LoRAConfig:
+    """Trains a low-rank adapter on the layers' matrices instead of the weights (Hu et al.). Arrays: `models/lora.py`.
+
+    Stages in a row with equal LoRAConfigs train one adapter. It is merged into the weights before a stage that has another or
+    none, which goes on from the merged weights.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    """The matrices are W + alpha / rank · A·B."""
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 1, f"lora.rank={self.rank} must be at least 1; lora=None trains all weights")
+        require(self.alpha > 0, f"lora.alpha={self.alpha} must be positive")
+
+
+@dataclass(frozen=True)
 class SFTStage:
     """Supervised fine-tuning on the task's demonstrations, packed, with the loss on completions."""
 
@@ -160,6 +186,8 @@ class SFTStage:
     sequence_length: int = 256
     """Tokens of a packed sequence; a longer example is an error."""
     num_microbatches: int = 1
+    lora: LoRAConfig | None = None
+    """None: all weights are trained."""
     optimizer: OptimizerConfig | None = None
     """None: the run's."""
     keep_optimizer: bool = False
@@ -194,6 +222,8 @@ class GRPOStage:
     """Passes over the step's prompts."""
     num_microbatches: int = 1
     """Slices of an update that are computed one after the other, to save memory; the result does not change."""
+    lora: LoRAConfig | None = None
+    """None: all weights are trained."""
     optimizer: OptimizerConfig | None = None
     """None: the run's."""
     keep_optimizer: bool = False
@@ -226,6 +256,10 @@ class GRPOStage:
         require(
             chunk == 0 or self.prompts_per_step % chunk == 0,
             f"{n}.sampling.prompts_per_chunk={chunk} must divide prompts_per_step={self.prompts_per_step}",
+        )
+        require(
+            self.loss.language == "shared" or self.language.mode in ("free", "constrained"),
+            f"{n}.loss.language=own needs language.mode free or constrained, not {self.language.mode}",
         )
         require(
             self.loss.overlong_tokens <= self.sampling.max_completion_tokens,

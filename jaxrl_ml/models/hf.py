@@ -10,7 +10,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -291,20 +291,30 @@ def save_params(
     One file's tensors are on the host at a time. The folder appears under its name when it is complete.
     Raises UserError where it exists and is not empty, and for a shape that transformers refuses.
     """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not empty: give another folder, or remove it")
     if config.embed_dim % config.num_heads:
         raise UserError(
             f"embed_dim={config.embed_dim} is not a multiple of num_heads={config.num_heads}: transformers refuses it"
         )
+    with new_folder(Path(folder)) as temporary:
+        tokenizer.save(temporary)
+        _write_config(temporary / "config.json", config, dtype, tokenizer)
+        stored = np.dtype(np.float32 if dtype == "float32" else ml_dtypes.bfloat16)
+        _write_weights(temporary, params, stored, max_shard_bytes)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder to write to, which takes the name `folder` when all is written.
+
+    Raises UserError where that exists and is not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not empty: give another folder, or remove it")
     temporary = folder.with_name(folder.name + ".tmp")
     if temporary.exists():
         shutil.rmtree(temporary)
     temporary.mkdir(parents=True)
-    tokenizer.save(temporary)
-    _write_config(temporary / "config.json", config, dtype, tokenizer)
-    _write_weights(temporary, params, np.dtype(np.float32 if dtype == "float32" else ml_dtypes.bfloat16), max_shard_bytes)
+    yield temporary
     if folder.exists():
         folder.rmdir()
     temporary.replace(folder)
@@ -324,7 +334,7 @@ def _write_weights(folder: Path, params: Params, dtype: np.dtype, max_shard_byte
     weight_map = {}
     for i, tensors in enumerate(files):
         file = "model.safetensors" if len(files) == 1 else f"model-{i + 1:05d}-of-{len(files):05d}.safetensors"
-        host = {name: _fetch(leaves[key], WEIGHTS[key].axes, layer, dtype) for name, key, layer in tensors}
+        host = {name: fetch(leaves[key], WEIGHTS[key].axes, layer, dtype) for name, key, layer in tensors}
         save_file(host, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(host, file)
     if len(files) > 1:
@@ -332,7 +342,7 @@ def _write_weights(folder: Path, params: Params, dtype: np.dtype, max_shard_byte
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _fetch(leaf: jax.Array, axes: tuple[tuple[int, ...], ...], layer: int | None, dtype: np.dtype) -> np.ndarray:
+def fetch(leaf: jax.Array, axes: tuple[tuple[int, ...], ...], layer: int | None, dtype: np.dtype) -> np.ndarray:
     """A parameter (of one layer) on the host as Hugging Face stores it."""
     ours = np.asarray(jax.device_get(leaf if layer is None else leaf[layer])).astype(dtype)
     joined = [math.prod(ours.shape[a] for a in group) for group in axes]

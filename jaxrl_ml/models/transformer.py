@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from jaxrl_ml.config import ModelConfig, RopeScaling
 from jaxrl_ml.models.attention import attention
+from jaxrl_ml.models.lora import merge_layer
 from jaxrl_ml.types import Params
 
 Constrain = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
@@ -258,7 +259,7 @@ class Transformer:
         def layer(x, slices):
             layer_params, layer_prompt, layer_own = slices
             shared = None if layer_prompt is None else (*layer_prompt, prompt_mask)
-            return self.block.apply({"params": layer_params}, x, cos, sin, mask, shared, layer_own, start)
+            return self.block.apply({"params": merge_layer(layer_params)}, x, cos, sin, mask, shared, layer_own, start)
 
         # Gathered over fsdp first: a lookup whose result is split along embed cannot be moved to rows without a full copy.
         table = self.constrain(params["embed"], ("vocab", None))
