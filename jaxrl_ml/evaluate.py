@@ -2,6 +2,9 @@
 
 In: an evaluation (problems, reward, sampling settings) and weights. Out: unbiased avg@1 and pass@k, and a record of every
 sample. The same `Evaluator` runs in the training loop. Its results do not depend on prompts_per_batch or the mesh.
+
+With `--languages` an evaluation is run in several settings of the thinking language (`languages/settings.py`), which are told
+side by side (`analysis/languages.py`).
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
@@ -19,8 +23,10 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxrl_ml.analysis import passk
+from jaxrl_ml.analysis.languages import by_language, language_metrics, win_tie_lose
 from jaxrl_ml.cli import load, load_run, resolved, run_command
 from jaxrl_ml.config import Config, Evaluation
+from jaxrl_ml.languages.settings import ENGLISH, Setting, language_settings, tell, thinking_ends
 from jaxrl_ml.metrics import plain, visible
 from jaxrl_ml.types import Example, Params, Prompts, Rollout, UserError
 
@@ -121,6 +127,8 @@ class Evaluator:
         fetched = jax.device_get((rollout.completions, rollout.lengths, rollout.truncated))
         completions, lengths, truncated = (array[:B] for array in fetched)
         texts = data.decode_rows(self._tokenizer, completions, lengths)
+        rows = [row[:length] for row, length in zip(completions, lengths, strict=True)]
+        ends = thinking_ends(texts, rows, self._tokenizer.decode)
         scores = data.score_rows(self.evaluation.reward, texts, batch.examples, G)
         return [
             {
@@ -134,6 +142,7 @@ class Evaluator:
                 "parts": {name: float(part[b]) for name, part in scores.parts.items()},
                 "details": {name: float(detail[b]) for name, detail in scores.details.items()},
                 "length": int(lengths[b]),
+                "thinking_end": int(ends[b]),  # in tokens
                 "truncated": bool(truncated[b]),
                 "timeout": scores.timeout is not None and bool(scores.timeout[b]),
             }
@@ -224,6 +233,7 @@ def _evaluate(
     num_prompts: int | None = None,
     temperature: float | None = None,
     out: Path | None = None,
+    languages: tuple[str, ...] = (),
 ) -> None:
     """Evaluate the model of a run folder or a Hugging Face folder.
 
@@ -236,6 +246,8 @@ def _evaluate(
         num_prompts: Instead of the evaluation's.
         temperature: Instead of the evaluation's.
         out: JSON file to write; by default SOURCE/evaluations/NAME-STEP.json.
+        languages: Compare what the model does in these: self (it chooses), multi (each of its languages but English is
+            given), unseen (each of the evaluation's unseen_languages), or codes such as en. A file for each.
     """
     settings = _read_config(source, config)
     changes = {"samples_per_prompt": samples_per_prompt, "num_prompts": num_prompts}
@@ -244,18 +256,88 @@ def _evaluate(
     for evaluation in _choose(settings, name):
         sampling = evaluation.sampling if temperature is None else replace(evaluation.sampling, temperature=temperature)
         evaluations.append(replace(evaluation, sampling=sampling, **changes))
-    if out is not None and len(evaluations) > 1:
-        raise UserError(f"--out {out} is one file for {len(evaluations)} evaluations; choose one of them with --name")
+    if out is not None and (languages or len(evaluations) > 1):
+        raise UserError(
+            f"--out {out} is one file, and --languages writes one a setting; leave it out"
+            if languages
+            else f"--out {out} is one file for {len(evaluations)} evaluations; choose one of them with --name"
+        )
+    compared = [language_settings(evaluation, languages) for evaluation in evaluations] if languages else []
+    model, console = StoredModel(source, settings, step), Console(highlight=False)
+    if languages:
+        results = model.run([setting.evaluation for of_one in compared for setting in of_one])
+        for evaluation, of_one in zip(evaluations, compared, strict=True):
+            for table in _compare(model, _title(evaluation, model.step), of_one, results):
+                console.print(table)
+        return
+    for evaluation, result in zip(evaluations, model.run(evaluations), strict=True):
+        console.print(result_table(_title(evaluation, model.step), result.metrics))
+        _write(model, evaluation, result, out)
 
-    for evaluation, reached, result in evaluate(source, settings, evaluations, step):
-        stem = evaluation.name if reached is None else f"{evaluation.name}-{reached}"
-        path = out or source / "evaluations" / f"{stem}.json"
-        about = {"source": str(source), "step": reached, "seed": settings.seed, "evaluation": resolved(evaluation)}
-        write_result(path, result, about)
-        title = f"{stem} · {evaluation.num_prompts:,} problems × {evaluation.samples_per_prompt}"
-        console = Console(highlight=False)
-        console.print(result_table(title, result.metrics))
-        print(f"wrote {path}")
+
+def _stem(evaluation: Evaluation, step: int | None) -> str:
+    return evaluation.name if step is None else f"{evaluation.name}-{step}"
+
+
+def _title(evaluation: Evaluation, step: int | None) -> str:
+    return f"{_stem(evaluation, step)} · {evaluation.num_prompts:,} problems × {evaluation.samples_per_prompt}"
+
+
+def _write(model: StoredModel, evaluation: Evaluation, result: EvaluationResult, out: Path | None = None, **more: Any) -> None:
+    path = out or model.source / "evaluations" / f"{_stem(evaluation, model.step)}.json"
+    about = {"source": str(model.source), "step": model.step, "seed": model.config.seed, "evaluation": resolved(evaluation)}
+    write_result(path, result, {**about, **more})
+    print(f"wrote {path}")
+
+
+def _compare(
+    model: StoredModel, title: str, settings: Sequence[Setting], results: Iterator[EvaluationResult]
+) -> Iterator[Table]:
+    """Takes the results of an evaluation's settings, writes each as soon as it is there, then shows them side by side."""
+    metrics: dict[str, dict[str, float]] = {}
+    languages: dict[str, dict[str, dict[str, float]]] = {}
+    english = None
+    k, seed = min(setting.samples for setting in settings), model.config.seed
+    for setting, result in zip(settings, results, strict=False):  # the results of other evaluations follow
+        records = tell(result.records, setting, model.tokenizer.encode)
+        found = summarise(records, setting.samples, seed)
+        found |= language_metrics(records, setting.num_problems, k, seed)
+        if setting.name == ENGLISH:  # the first, where it is asked for
+            english = records
+        elif english is not None:
+            found |= zip(("win", "tie", "lose"), win_tie_lose(records, english, setting.num_problems), strict=True)
+        metrics[setting.name], languages[setting.name] = found, by_language(records)
+        about = {"setting": setting.name, "by_language": languages[setting.name]}
+        _write(model, setting.evaluation, EvaluationResult(found, records), **about)
+    yield settings_table(title, metrics, k)
+    yield languages_table(languages)
+
+
+def settings_table(title: str, metrics: Mapping[str, Mapping[str, float]], k: int) -> Table:
+    """The metrics of each setting, a line each, as ExpLang's table (arXiv 2602.21887), and the problems won against English."""
+    names = ("accuracy", f"pass@{k}", "accuracy_compliant", "accuracy_strict", "compliance")
+    headers = ("acc.", f"pass@{k}", "AccF", "Acc*", "comply", "tokens", "win/tie/lose")
+    note = "AccF: of compliant samples; Acc*: others count as wrong; win/tie/lose: % of problems, against en"
+    table = Table("thinking", *headers, title=visible(title), title_justify="left", caption=note, caption_justify="left")
+    for setting, values in metrics.items():
+        wins = " / ".join(f"{100 * values[name]:.0f}" for name in ("win", "tie", "lose")) if "win" in values else ""
+        table.add_row(visible(setting), *(_share(values[name]) for name in names), f"{values['thinking_tokens']:.1f}", wins)
+    return table
+
+
+def languages_table(languages: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
+    """The languages of each setting, by their share of its samples."""
+    names = ("share", "accuracy", "accuracy_compliant", "compliance", "abstain")
+    table = Table("thinking", "in", "share", "acc.", "AccF", "comply", "abstain", "tokens")
+    for setting, of_one in languages.items():
+        for code, values in of_one.items():
+            cells = (_share(values[name]) for name in names)
+            table.add_row(visible(setting), visible(code) or "none", *cells, f"{values['thinking_tokens']:.1f}")
+    return table
+
+
+def _share(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.1%}"
 
 
 def _read_config(source: Path, config: Path | None) -> Config:
@@ -278,28 +360,40 @@ def _choose(config: Config, names: Sequence[str]) -> list[Evaluation]:
     return [known[name] for name in dict.fromkeys(names or known)]
 
 
-def evaluate(
-    source: Path, config: Config, evaluations: Sequence[Evaluation], step: int | None = None
-) -> Iterator[tuple[Evaluation, int | None, EvaluationResult]]:
-    """Runs evaluations of a stored model on the config's mesh: (evaluation, the checkpoint's step if it has one, result)."""
-    from jaxrl_ml import pretrained
-    from jaxrl_ml.checkpoint import Checkpoints
-    from jaxrl_ml.data import PromptRenderer
-    from jaxrl_ml.programs import Programs
-    from jaxrl_ml.sharding import make_mesh
+class StoredModel:
+    """The model of a folder on the config's mesh, to be evaluated; the weights are read when they are first asked for."""
 
-    programs = Programs(pretrained.read_model_config(source), config.compute, make_mesh(config.mesh))
-    tokenizer = pretrained.read_tokenizer(source)
-    render = PromptRenderer(tokenizer, config.prompt_format, config.system_prompt)
-    evaluators = [Evaluator(evaluation, programs, tokenizer, render, config.seed) for evaluation in evaluations]
-    if pretrained.is_run(source):
-        with Checkpoints(source, config.checkpoint, read_only=True) as checkpoints:
-            step = checkpoints.best() if step is None else step
-    elif step is not None:
-        raise UserError(f"--step {step}: {source} is a Hugging Face folder, which has no steps; leave it out")
-    weights = programs.gather(pretrained.load_params(source, programs.model, programs.param_shardings, step))
-    for evaluation, evaluator in zip(evaluations, evaluators, strict=True):
-        yield evaluation, step, evaluator.run(weights, 0 if step is None else step)
+    def __init__(self, source: Path, config: Config, step: int | None = None) -> None:
+        from jaxrl_ml import pretrained
+        from jaxrl_ml.checkpoint import Checkpoints
+        from jaxrl_ml.data import PromptRenderer
+        from jaxrl_ml.programs import Programs
+        from jaxrl_ml.sharding import make_mesh
+
+        self.source, self.config, self.step = source, config, step  # step: None where a folder has none
+        self.programs = Programs(pretrained.read_model_config(source), config.compute, make_mesh(config.mesh))
+        self.tokenizer = pretrained.read_tokenizer(source)
+        self._render = PromptRenderer(self.tokenizer, config.prompt_format, config.system_prompt)
+        if pretrained.is_run(source):
+            with Checkpoints(source, config.checkpoint, read_only=True) as checkpoints:
+                self.step = checkpoints.best() if step is None else step
+        elif step is not None:
+            raise UserError(f"--step {step}: {source} is a Hugging Face folder, which has no steps; leave it out")
+
+    def evaluator(self, evaluation: Evaluation) -> Evaluator:
+        return Evaluator(evaluation, self.programs, self.tokenizer, self._render, self.config.seed)
+
+    @cached_property
+    def weights(self) -> Params:
+        from jaxrl_ml import pretrained
+
+        programs = self.programs
+        return programs.gather(pretrained.load_params(self.source, programs.model, programs.param_shardings, self.step))
+
+    def run(self, evaluations: Sequence[Evaluation]) -> Iterator[EvaluationResult]:
+        """The results of evaluations, all of which are made ready before the weights are read."""
+        for evaluator in [self.evaluator(evaluation) for evaluation in evaluations]:
+            yield evaluator.run(self.weights, self.step or 0)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -290,6 +291,99 @@ def test_command_evaluates_a_hugging_face_folder(run: Path, tmp_path: Path, sing
     evaluate.main([str(run), "--name", "greedy"])
     same = json.loads((run / "evaluations" / "greedy-9.json").read_text())
     assert written["greedy.json"]["records"] == same["records"]
+
+
+WORDS = (" we are thinking about numbers.", " wir denken über Zahlen nach.", " kami sedang memikirkan angka.")
+SPOKEN = (*"0123456789abc", "[en]", "[de]", "[fr]", "[id]", "</think>", *WORDS, "=")  # of these, "a" is right, wherever it is
+LANGUAGES_CONFIG = (
+    CONFIG.replace("import CheckpointConfig", "import LanguageConfig, CheckpointConfig").split("    evaluations=")[0]
+    + """
+    evaluations=(
+        Evaluation(task=task, reward=reward, num_prompts=6, samples_per_prompt=4, prompts_per_batch=8, sampling=sampling,
+                   language=LanguageConfig("constrained", ("en", "de", "fr"), "[{code}]"), unseen_languages=("id",)),
+        Evaluation(task=task, reward=reward, name="plain", num_prompts=6, samples_per_prompt=4, prompts_per_batch=8,
+                   sampling=sampling),
+    ),
+)
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def spoken_run(tmp_path_factory, single: Programs) -> Path:
+    folder = tmp_path_factory.mktemp("spoken")
+    (folder / "config.py").write_text(LANGUAGES_CONFIG)
+    (folder / "overrides.json").write_text("[]")
+    write_model_config(folder, MODEL)
+    Tokenizer.from_vocabulary(SPOKEN).save(folder / "tokenizer")
+    with Checkpoints(folder, CheckpointConfig()) as checkpoints:
+        checkpoints.save_params(9, single.init(jax.random.key(9)))
+    return folder
+
+
+def test_command_compares_thinking_languages(spoken_run: Path, capsys) -> None:
+    programs = programs_of(MODEL, ComputeConfig(), make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
+    compiled = programs._sample_tagged._cache_size()
+    evaluate.main([str(spoken_run), "--name", "test", "--languages", "self", "multi", "unseen", "de", "en"])
+    assert programs._sample_tagged._cache_size() - compiled == 2, "one for 4 samples a prompt, one for multi's 2"
+    out = capsys.readouterr().out
+    written = {path.name: json.loads(path.read_text()) for path in (spoken_run / "evaluations").iterdir()}
+    assert written.keys() == {f"test-{name}-9.json" for name in ("self", "multi", "unseen", "de", "en")}
+    by_setting = {found["setting"]: found for found in written.values()}
+
+    languages = {name: [r["language"] for r in found["records"]] for name, found in by_setting.items()}
+    assert set(languages["self"]) == {"en", "de", "fr"} and len(languages["self"]) == 24
+    assert languages["multi"] == ["de", "de", "fr", "fr"] * 6
+    assert [languages[name] for name in ("en", "de", "unseen")] == [["en"] * 24, ["de"] * 24, ["id"] * 24]
+    for found in by_setting.values():
+        records, metrics = found["records"], found["metrics"]
+        assert [(r["id"], r["sample"]) for r in records] == [(str(i), g) for i in range(6) for g in range(4)]
+        for r in records:
+            assert r["completion"].startswith(f"[{r['language']}]")
+            thinking = r["completion"].removeprefix(f"[{r['language']}]").split("</think>")[0]
+            spoken = [code for code, words in zip(("en", "de", "id"), WORDS, strict=True) if words in thinking]
+            if len(spoken) == 1 and not re.search("[a-z]", thinking.replace(WORDS[("en", "de", "id").index(spoken[0])], "")):
+                assert r["detected"] == spoken[0]
+            if not re.search("[a-z]", thinking):
+                assert r["detected"] == ""
+            closed = r["completion"].find("</think>") >= 0
+            # Every text here is one token, but stop and padding tokens have none.
+            least = len(re.findall("|".join(map(re.escape, SPOKEN)), thinking)) + closed if thinking else 0
+            assert least <= r["thinking_tokens"] <= r["length"] - 1
+            assert thinking or r["thinking_tokens"] == 0
+        compliant = np.array([r["language"] == r["detected"] for r in records])
+        correct = np.array([r["correct"] for r in records])
+        assert metrics["compliance"] == compliant.mean()
+        assert metrics["accuracy_strict"] == pytest.approx((compliant & correct).mean())
+        assert metrics["thinking_tokens"] == np.mean([r["thinking_tokens"] for r in records])
+        assert metrics["pass@4"] == pytest.approx(correct.reshape(6, 4).any(1).mean())
+        if found["setting"] != "en":
+            assert metrics["win"] + metrics["tie"] + metrics["lose"] == pytest.approx(1)
+        assert f"{metrics['accuracy']:.1%}" in out
+    assert "win" not in by_setting["en"]["metrics"]
+    assert by_setting["multi"]["by_language"].keys() == {"de", "fr"}
+    assert 0 < by_setting["en"]["metrics"]["compliance"] < 1
+
+
+def test_a_model_without_tags_is_compared_too(spoken_run: Path, capsys) -> None:
+    evaluate.main([str(spoken_run), "--name", "plain", "--languages", "self"])
+    written = json.loads((spoken_run / "evaluations" / "plain-self-9.json").read_text())
+    assert {r["language"] for r in written["records"]} == {""}
+    assert float(written["metrics"]["compliance"]) != float(written["metrics"]["compliance"]), "not a number"
+    assert "–" in capsys.readouterr().out
+
+
+def test_mistakes_in_languages_are_named_before_anything_is_sampled(spoken_run: Path, monkeypatch) -> None:
+    monkeypatch.setattr(Evaluator, "run", lambda *_: pytest.fail("sampled"))
+    for arguments, words in (
+        (["--name", "plain", "--languages", "multi"], "plain: --languages multi finds none in language.languages"),
+        (["--name", "plain", "--languages", "unseen"], "finds none in unseen_languages"),
+        (["--name", "test", "--languages", "selff"], "does not know the language 'selff'"),
+        (["--name", "test", "--languages", "en", "--out", "x.json"], "--languages writes one a setting"),
+    ):
+        with pytest.raises(UserError, match=words) as caught:
+            evaluate.main([str(spoken_run), *arguments])
+        assert "\n" not in str(caught.value)
 
 
 def test_mistakes_are_named(run: Path, tmp_path: Path) -> None:
