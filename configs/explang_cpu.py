@@ -1,0 +1,171 @@
+"""ExpLang in miniature: a small model chooses the language that it thinks about Countdown in. Four arms and a planted control.
+
+Command:   python tools/study.py configs/explang_cpu.py
+One arm:   python -m jaxrl_ml.train configs/explang_cpu.py --arm own
+Hardware:  CPU, 2 cores
+
+Problems are stated in English; traces think in six seen languages of four scripts, templated (`languages/phrases.py`). All arms
+start from one pretraining, untagged traces in the seen and two unseen languages: a model from random weights cannot otherwise
+think in them. Then, as in the paper:
+
+    explang      cold start on tagged traces; exploration, a quarter of the steps, with the diversity reward and without KL;
+                 exploitation with the grouped pass and KL
+    own          the same with credit for the language apart from the thinking (loss.language=own)
+    naive        GRPO on the pretrained model, no cold start, no tags
+    controlled   cold start on English traces of the same problems, no tags; then GRPO
+    planted      own, but before RL most traces in languages other than Russian belong to another problem: Russian is truly
+                 better, and a method that works must find it
+
+Departures from the paper: tags are one token and constrained; the KL's reference is the start of the stage, not of all RL; a
+group is 16 samples, a step 32 prompts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from jaxrl_ml.config import (
+    CheckpointConfig,
+    Config,
+    Evaluation,
+    GRPOStage,
+    LanguageConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    SamplingConfig,
+    SFTStage,
+)
+from jaxrl_ml.languages.phrases import countdown_problem, phrase
+from jaxrl_ml.rewards.countdown import countdown_reward
+from jaxrl_ml.rewards.language import EXPLOITATION, EXPLORATION, ExpLangReward
+from jaxrl_ml.tasks.countdown import Countdown
+from jaxrl_ml.tasks.traces import Traces
+from jaxrl_ml.types import Example
+
+SEEN = ("en", "zh", "es", "ru", "ar", "hi")
+UNSEEN = ("de", "sw")
+PLANTED = "ru"
+UNTAGGED = "<think>"
+
+
+@dataclasses.dataclass(frozen=True)
+class Mismatched(Sequence):
+    """Traces of which, but for those in PLANTED, a share are each about another problem: they teach to write, not to solve."""
+
+    traces: Traces
+    tenths: int
+
+    def __len__(self) -> int:
+        return len(self.traces)
+
+    def __getitem__(self, index: int) -> Example:
+        example, turn = self.traces[index], len(self.traces.languages)
+        if example.fields["languages"] == (PLANTED,) or index // turn % 10 >= self.tenths:
+            return example
+        return dataclasses.replace(example, completion=self.traces[(index + turn) % len(self)].completion)
+
+
+def state(example: Example) -> str:
+    """The problem in English."""
+    return countdown_problem("en", example.fields["numbers"], example.fields["target"])
+
+
+def fragments(text: str) -> list[str]:
+    return [piece for piece in text.split("\0") if piece]
+
+
+def vocabulary() -> tuple[str, ...]:
+    """Numbers, operators, and the texts between the slots of the phrases, each a token: a trace is as long in any language."""
+    tokens = [*map(str, range(100)), *"+-*/() ", " = ", " + ", " - ", " * ", " / ", ", ", UNTAGGED]
+    tokens += ["</think>\n<answer> ", " </answer>", *(f"<{code}>" for code in SEEN)]
+    tokens += fragments(countdown_problem("en", ("\1",), "\0").replace("\1", "\0"))
+    for code in SEEN + UNSEEN:
+        for name in ("first", "then", "done"):
+            tokens += fragments(phrase(f"countdown.{name}", code, equation="\0", value="\0"))
+    return tuple(dict.fromkeys(tokens))
+
+
+problems = Countdown(num_numbers=(3,), max_number=20)
+held_out = dataclasses.replace(problems, split="test")
+demonstrated = dataclasses.replace(problems, size=len(SEEN + UNSEEN) * 720, seed=1)
+language = LanguageConfig("constrained", SEEN, "<{code}>")
+sampling = SamplingConfig(max_prompt_tokens=12, max_completion_tokens=48)
+rl = OptimizerConfig(learning_rate=4e-4, warmup_steps=8)
+loss = LossConfig(clip_high=0.28, entropy_coef=0.005)
+kl = dataclasses.replace(loss, kl="k3", kl_coef=0.001)
+
+
+def traces(codes: tuple[str, ...], tag: str, mismatched: int) -> Sequence[Example]:
+    """Templated traces, every problem in one of the languages; of those outside PLANTED so many tenths are mismatched."""
+    return Mismatched(Traces(demonstrated, codes, tag), mismatched)
+
+
+def supervised(name: str, task: Sequence[Example], num_steps: int) -> SFTStage:
+    optimizer = OptimizerConfig(learning_rate=2e-3, warmup_steps=20, schedule="cosine", final_fraction=0.1)
+    return SFTStage(task, name=name, num_steps=num_steps, batch_size=16, sequence_length=256, optimizer=optimizer)
+
+
+def reinforced(name: str, num_steps: int, loss: LossConfig, reward: Any, language: LanguageConfig) -> GRPOStage:
+    return GRPOStage(
+        problems,
+        reward,
+        name=name,
+        num_steps=num_steps,
+        prompts_per_step=32,
+        group_size=16,
+        num_microbatches=4,
+        sampling=sampling,
+        language=language,
+        loss=loss,
+        optimizer=rl,
+        keep_optimizer=name == "exploitation",
+    )
+
+
+def experiment(stages: tuple[Any, ...], language: LanguageConfig, mismatched: int = 0) -> Config:
+    pretraining = supervised("pretraining", traces(SEEN + UNSEEN, UNTAGGED, mismatched), 240)
+    evaluation = Evaluation(
+        held_out,
+        countdown_reward,
+        name="self",
+        num_prompts=256,
+        samples_per_prompt=8,
+        prompts_per_batch=128,
+        sampling=dataclasses.replace(sampling, temperature=1.0),
+        language=language,
+    )
+    return Config(
+        run_dir="runs/explang_cpu",
+        tokenizer=vocabulary(),
+        model=ModelConfig(family="qwen3", num_layers=2, embed_dim=128, mlp_dim=384, num_heads=4, num_kv_heads=4, head_dim=32),
+        prompt_format=state,
+        stages=(pretraining, *stages),
+        evaluations=(evaluation,),
+        eval_every_steps=40,
+        checkpoint=CheckpointConfig(every_steps=80, keep=1),
+    )
+
+
+def explang(credit: str, mismatched: int = 0) -> Config:
+    explore, exploit = (dataclasses.replace(base, language=credit) for base in (loss, kl))
+    stages = (
+        supervised("cold_start", traces(SEEN, "<{code}>", mismatched), 120),
+        reinforced("exploration", 40, explore, ExpLangReward(language, countdown_reward, EXPLORATION), language),
+        reinforced("exploitation", 120, exploit, ExpLangReward(language, countdown_reward, EXPLOITATION), language),
+    )
+    return experiment(stages, language, mismatched)
+
+
+off = LanguageConfig()
+arms = {
+    "explang": explang("shared"),
+    "own": explang("own"),
+    "naive": experiment((reinforced("grpo", 160, kl, countdown_reward, off),), off),
+    "controlled": experiment(
+        (supervised("cold_start", traces(("en",), UNTAGGED, 0), 120), reinforced("grpo", 160, kl, countdown_reward, off)), off
+    ),
+    "planted": explang("own", mismatched=7),
+}

@@ -1,0 +1,111 @@
+"""Configs that are too large to run here: read, built and shape-checked with abstract arrays; nothing is downloaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxrl_ml.cli import first_difference, load, resolved
+from jaxrl_ml.config import Config, GRPOStage, ModelConfig, SFTStage
+from jaxrl_ml.languages.tags import make_trie
+from jaxrl_ml.optimizer import make_optimizer
+from jaxrl_ml.programs import Programs
+from jaxrl_ml.sharding import make_mesh
+from jaxrl_ml.types import Batch, Packed, Prompts, Rollout, Tags
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+QWEN3_4B = ModelConfig(
+    family="qwen3",
+    vocab_size=151_936,
+    num_layers=36,
+    embed_dim=2560,
+    mlp_dim=9728,
+    num_heads=32,
+    num_kv_heads=8,
+    head_dim=128,
+    rope_theta=1e6,
+    tie_embeddings=True,
+    max_positions=40_960,
+)
+
+
+def shape(dtype: type, *dims: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(dims, dtype)
+
+
+def grpo_batch(stage: GRPOStage, width: int) -> tuple[Batch, object]:
+    """The abstract batch of a stage and its trie, tags of `width` tokens."""
+    Q, G, P, C = (
+        stage.prompts_per_step,
+        stage.group_size,
+        stage.sampling.max_prompt_tokens,
+        stage.sampling.max_completion_tokens,
+    )
+    B, K = Q * G, len(stage.language.languages)
+    trie = tags = allowed = None
+    if K:
+        trie = make_trie(stage.language, lambda texts: [[i, *range(1000, 999 + width)] for i, _ in enumerate(texts)])
+        tags, allowed = Tags(shape(np.int32, B, width), shape(np.int32, B)), shape(bool, Q, K)
+    prompts = Prompts(shape(np.int32, Q, P), shape(bool, Q, P), shape(np.uint32, Q), allowed)
+    row, token = shape(np.int32, B), shape(np.float32, B, C)
+    rollout = Rollout(prompts, shape(np.int32, B, C), row, shape(bool, B, C), token, shape(bool, B), tags)
+    return Batch(rollout, token, shape(bool, B, C), token, token if stage.loss.kl != "none" else None), trie
+
+
+def check_stages(config: Config, model: ModelConfig) -> dict[str, tuple]:
+    """Traces every stage's update abstractly, on eight fake devices; the metrics' names by stage."""
+    programs = Programs(model, config.compute, make_mesh(config.mesh, jax.devices()))
+    found = {}
+    for stage in config.stages:
+        optimizer = make_optimizer(config.optimizer_of(stage), stage.num_steps)
+        state = programs.state_shapes(optimizer, stage.lora)
+        if isinstance(stage, SFTStage):
+            leaf = shape(np.int32, stage.batch_size, stage.sequence_length)
+            packed = Packed(leaf, leaf, shape(bool, *leaf.shape), leaf, leaf)
+            out = jax.eval_shape(programs.fit(stage, optimizer), state, packed)
+        else:
+            batch, trie = grpo_batch(stage, width=12)
+            scalar = shape(np.int32), shape(np.float32)
+            out = jax.eval_shape(programs.update(stage, optimizer), state, batch, *scalar, trie)
+        assert jax.tree.map(lambda x: x.shape, out[0]) == jax.tree.map(lambda x: x.shape, state)
+        found[stage.name] = tuple(out[1])
+    return found
+
+
+@pytest.mark.parametrize("arm", ["explang", "own", "naive", "controlled"])
+def test_explang_on_qwen3_4b(arm: str) -> None:
+    config = load(CONFIGS / "explang_qwen3_4b.py", ["--arm", arm])
+    assert sum(stage.num_steps for stage in config.stages if isinstance(stage, GRPOStage)) == 200
+    found = check_stages(config, QWEN3_4B)
+    last = list(found)[-1]
+    assert {"policy/loss", "policy/kl", "policy/entropy"} <= set(found[last])
+    for stage in config.stages:
+        length = stage.sequence_length if isinstance(stage, SFTStage) else 2048 + 4096
+        assert length <= QWEN3_4B.max_positions
+
+
+@pytest.mark.parametrize("name", ["explang_cpu", "explang_qwen3_4b"])
+def test_arms_differ_in_what_the_study_is_about_and_nothing_else(name: str) -> None:
+    arms = {arm: load(CONFIGS / f"{name}.py", ["--arm", arm]) for arm in ("explang", "own", "naive", "controlled")}
+    settings = {arm: resolved(config) for arm, config in arms.items()}
+    for arm in settings:
+        for field in ("stages", "evaluations"):
+            settings[arm].pop(field)
+    for arm in settings:
+        assert first_difference(settings["explang"], settings[arm]) is None, arm
+    rl = {arm: [s for s in config.stages if isinstance(s, GRPOStage)] for arm, config in arms.items()}
+    assert len({sum(s.num_steps for s in stages) for stages in rl.values()}) == 1, "equal budgets, in steps"
+    for stages in rl.values():
+        for stage in stages:
+            assert (stage.prompts_per_step, stage.group_size, stage.sampling) == (
+                rl["naive"][0].prompts_per_step, rl["naive"][0].group_size, rl["naive"][0].sampling,
+            )  # fmt: skip
+    explore, exploit = rl["explang"]
+    assert explore.num_steps * 3 == exploit.num_steps
+    assert (explore.loss.kl, exploit.loss.kl, exploit.loss.kl_coef) == ("none", "k3", 0.001)
+    for shared, own in zip(rl["explang"], rl["own"], strict=True):
+        differing = first_difference(resolved(shared), resolved(own))
+        assert differing == ("loss.language", "shared", "own")

@@ -1,0 +1,88 @@
+#!/usr/bin/env python3
+"""Runs all arms of a study over seeds, and tells what came out: `tools/study.py configs/explang_cpu.py`.
+
+A run that is finished is left alone and one that was stopped goes on, so that the same command carries a study through any
+number of interruptions. Prints, and writes to OUT/results.json, each arm's evaluation metrics at its last step (mean and
+standard deviation over seeds) and its budget: steps, generated tokens, trained tokens, and FLOPs by 6·parameters a trained and
+2·parameters a generated token.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import runpy
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl_ml.metrics import read_metrics
+from jaxrl_ml.models.transformer import Transformer
+from jaxrl_ml.pretrained import read_model_config
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path, help="config file with `arms`")
+    parser.add_argument("--arms", nargs="+", help="some of them; by default all")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="by default runs/NAME-OF-THE-CONFIG")
+    parser.add_argument("--report-only", action="store_true", help="train nothing")
+    arguments = parser.parse_args()
+    out = arguments.out or Path("runs") / arguments.config.stem
+    known = list(runpy.run_path(str(arguments.config)).get("arms", {}))
+    arms = arguments.arms or known
+    if not known or not set(arms) <= set(known):
+        raise SystemExit(f"error: {arguments.config} has {'no arms' if not known else 'only the arms ' + ', '.join(known)}")
+    # Seed by seed: after the first there is something to see of every arm.
+    for seed in range(arguments.seeds):
+        for arm in arms:
+            if not arguments.report_only:
+                command = [sys.executable, "-m", "jaxrl_ml.train", str(arguments.config), "--arm", arm, "--seed", str(seed)]
+                subprocess.run([*command, "--run-dir", str(out / f"{arm}-{seed}")], check=True)
+    found = {arm: [out / f"{arm}-{seed}" for seed in range(arguments.seeds)] for arm in arms}
+    results = {arm: summarise([run for run in runs if (run / "metrics.jsonl").is_file()]) for arm, runs in found.items()}
+    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    names = sorted({name for result in results.values() for name in result})
+    print("| | " + " | ".join(results) + " |\n|---|" + "---|" * len(results))
+    for name in names:
+        print(f"| {name} | " + " | ".join(shown(result.get(name)) for result in results.values()) + " |")
+    print(f"wrote {out / 'results.json'}")
+
+
+def summarise(runs: list[Path]) -> dict[str, dict[str, float | list[float]]]:
+    """Of each metric the values of all runs at the last step that has it, their mean and standard deviation; and the budget."""
+    values: dict[str, list[float]] = {}
+    for run in runs:
+        records = read_metrics(run)
+        last = {name: value for record in records for name, value in record.items() if name.startswith(("eval/", "language/"))}
+        shapes = jax.eval_shape(Transformer(read_model_config(run), jnp.float32).init, jax.random.key(0))
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+        generated = sum(record.get("rollout/sampled_tokens", 0.0) for record in records)
+        trained = generated + sum(record.get("sft/tokens", 0.0) for record in records)
+        last |= {
+            "budget/steps": max(record["step"] for record in records),
+            "budget/generated_tokens": generated,
+            "budget/trained_tokens": trained,
+            "budget/flops": parameters * (6 * trained + 2 * generated),
+            "budget/wall_s": max(record.get("time/elapsed_s", 0.0) for record in records),
+        }
+        for name, value in last.items():
+            if isinstance(value, (int, float)) and not name.endswith(("_low", "_high")):
+                values.setdefault(name, []).append(float(value))
+    return {
+        name: {"mean": statistics.mean(found), "sd": statistics.stdev(found) if len(found) > 1 else 0.0, "values": found}
+        for name, found in values.items()
+    }
+
+
+def shown(result: dict | None) -> str:
+    return "" if result is None else f"{result['mean']:.4g} ± {result['sd']:.2g} ({len(result['values'])})"
+
+
+if __name__ == "__main__":
+    main()
