@@ -158,6 +158,7 @@ class Programs:
             stage.num_microbatches,
             stage.sampling.max_completion_tokens,
             self.compute.logprob_chunk_tokens,
+            stage.language.languages,
         )
         state = _shardings(self.state_shapes(optimizer, stage.lora))
         return jax.jit(bound, donate_argnums=(0,), out_shardings=(state, self.layout.replicated))

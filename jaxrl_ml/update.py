@@ -131,8 +131,9 @@ def grpo_loss(
     weights: jax.Array,
     temperature: jax.Array,
     trie: TagTrie | None = None,
+    languages: tuple[str, ...] = (),
 ) -> tuple[jax.Array, Metrics]:
-    """The weighted sum of per-token losses of a (micro)batch, and the weighted sums of its per-token statistics.
+    """The weighted sum of per-token losses of a (micro)batch, and sums of its per-token statistics, of the KL by language too.
 
     With language values, also −Σ_l π(l)·Â(l) of every prompt, weighted as its rows' choices: the all-action loss of the tags
     (`credit.py`, iii).
@@ -154,6 +155,10 @@ def grpo_loss(
     stats |= {"policy/entropy": entropy, "policy/sampler_gap": jnp.abs(old - sampler)}
     mask = batch.loss_mask.astype(jnp.float32)
     sums = {name: (value * mask).sum() for name, value in jax.lax.stop_gradient(stats).items()}
+    if config.kl != "none":
+        for place, code in enumerate(languages):
+            chose = mask * (batch.rollout.tags.language == place)[:, None]
+            sums |= {f"language/kl/{code}": (stats["policy/kl"] * chose).sum(), f"language/tokens/{code}": chose.sum()}
     total = (loss * weights).sum()
     if batch.language_values is not None:
         prompts, width = batch.rollout.prompts, batch.rollout.tags.state.shape[1]
@@ -224,13 +229,17 @@ def grpo_update(
     num_microbatches: int,
     max_width: int,
     chunk_tokens: int,
+    languages: tuple[str, ...],
     state: TrainState,
     batch: Batch,
     minibatch: jax.Array,
     temperature: jax.Array,
     trie: TagTrie | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """One GRPO update on minibatch number `minibatch` (int32 []) of the step's batch; formulas in `losses.py`."""
+    """One GRPO update on minibatch number `minibatch` (int32 []) of the step's batch; formulas in `losses.py`.
+
+    languages: the codes of the thinking languages, which metrics are named by.
+    """
     Q = batch.rollout.prompts.tokens.shape[0]
     if num_minibatches > 1:
         batch = jax.tree.map(
@@ -249,13 +258,16 @@ def grpo_update(
     def loss_of(microbatch):
         def loss(trained):
             params = lora.with_trained(state.params, trained)
-            return grpo_loss(model, config, chunk_tokens, params, *microbatch, temperature, trie)
+            return grpo_loss(model, config, chunk_tokens, params, *microbatch, temperature, trie, languages)
 
         return jax.value_and_grad(loss, has_aux=True)(trained)
 
     zeros = jax.tree.map(jnp.zeros_like, trained)
     loss, sums, grads = accumulate(loss_of, zeros, microbatches, num_microbatches)
     new_state, metrics = apply_gradients(optimizer, state, loss, grads, "policy")
+    for code in languages if config.kl != "none" else ():
+        metrics[f"language/tokens/{code}"] = of_language = sums.pop(f"language/tokens/{code}")
+        metrics[f"language/kl/{code}"] = sums.pop(f"language/kl/{code}") / jnp.maximum(of_language, 1)
     tokens = jnp.maximum(batch.loss_mask.sum(), 1)
     return new_state, metrics | {name: total / tokens for name, total in sums.items()}
 

@@ -238,3 +238,18 @@ def test_mistakes_are_named() -> None:
     ):
         with pytest.raises(UserError, match=message):
             LanguageConfig(**bad)
+
+
+def test_kl_is_told_by_language(one, constrained) -> None:
+    stage = one.stage(loss=LossConfig(kl="k3"), language=config(), num_microbatches=2)
+    mask, scored = constrained.action_mask, one.score(constrained, trie=trie())
+    noise = np.random.default_rng(0).normal(scale=0.3, size=mask.shape)
+    difference = np.where(mask, noise, 0).astype(np.float32)
+    batch = Batch(constrained, np.zeros_like(difference), mask, None, scored + difference)
+    _, _, metrics = one.update(batch, program=one.programs.update(stage, one.sgd), trie=trie())
+    estimate = np.expm1(difference) - difference
+    assert metrics["policy/kl"] == pytest.approx(estimate[mask].mean(), rel=1e-4)
+    for place, code in enumerate(CODES):
+        own = mask & (constrained.tags.language == place)[:, None]
+        assert metrics[f"language/tokens/{code}"] == own.sum() > 0
+        assert metrics[f"language/kl/{code}"] == pytest.approx(estimate[own].mean(), rel=1e-4)
