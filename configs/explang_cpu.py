@@ -126,7 +126,7 @@ def reinforced(name: str, num_steps: int, loss: LossConfig, reward: Any, languag
 
 
 def experiment(stages: tuple[Any, ...], language: LanguageConfig, mismatched: int = 0) -> Config:
-    pretraining = supervised("pretraining", traces(SEEN + UNSEEN, UNTAGGED, mismatched), 240)
+    pretraining = supervised("pretraining", traces(SEEN + UNSEEN, UNTAGGED, mismatched), 480)
     evaluation = Evaluation(
         held_out,
         countdown_reward,
