@@ -93,6 +93,11 @@ class Evaluator:
         self._settings = layout.put(settings_of(sampling))
         self._trie, self._tag_width = layout.put(action.trie), action.width
 
+    @property
+    def examples(self) -> list[Example]:
+        """The problems, in the order of the records."""
+        return [example for batch in self._batches for example in batch.examples]
+
     def run(self, weights: Params, step: int) -> EvaluationResult:
         """Samples and scores every problem with `weights` (`Programs.gather`); `step` seeds the noise of the sampling."""
         words = np.array([self.seed, EVALUATION_PURPOSE, step, 0], np.uint32)

@@ -1,18 +1,19 @@
 """`python -m jaxrl_ml.report RUN`: one static page about a run.
 
-In: the run's `metrics.jsonl`, and where they exist `samples.jsonl`, `config.json` and `config.py`. Out: `RUN/report.html`, a
-single file that needs no network and no script; its content policy forbids both. Model text is hostile: it is escaped twice,
-control characters spelled out and HTML quoted.
+In: the run's `metrics.jsonl`, and where they exist `samples.jsonl`, `records/`, `config.json` and `config.py`. Out:
+`RUN/report.html`, a single file that needs no network and no script; its content policy forbids both. Model text is hostile: it
+is escaped twice, control characters spelled out and HTML quoted.
 """
 
 from __future__ import annotations
 
 import ast
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -20,13 +21,18 @@ from jaxrl_ml.cli import run_command
 from jaxrl_ml.metrics import METRICS_FILE, SAMPLES_FILE, duration, read_metrics, read_samples, visible
 from jaxrl_ml.types import UserError
 
+if TYPE_CHECKING:
+    from jaxrl_ml.analysis import skills
+    from jaxrl_ml.analysis.passk import Estimate
+
 SAMPLES_SHOWN = 6
 MAX_SAMPLE_CHARS = 4000
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff }
 body { max-width: 76rem; margin: 2rem auto; padding: 0 1.2rem }
-h1 { font-size: 1.6rem; margin: 0 } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem } .note { color: #666; margin: .2rem 0 }
+h1 { font-size: 1.6rem; margin: 0 } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem }
+h3 { font-size: 1rem; margin: 1.4rem 0 .4rem } .note { color: #666; margin: .2rem 0 }
 table { border-collapse: collapse }
 td, th { padding: .25rem 1.2rem .25rem 0; text-align: left; border-bottom: 1px solid #e6e6e6 }
 th { font-weight: 600; color: #555 } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
@@ -106,6 +112,7 @@ def _page(run_dir: Path, records: Sequence[Mapping[str, Any]], samples: Sequence
     shares = language_shares(records)
     if shares is not None:
         parts += ["<h2>Thinking language, share of samples</h2>", to_svg(shares)]
+    parts += _skills(run_dir)
     chosen = pick_samples(samples)
     if chosen:
         parts += ["<h2>Samples</h2>", *(_sample(sample) for sample in chosen)]
@@ -197,6 +204,81 @@ def _cell(values: Mapping[str, float], metric: str) -> str:
     low, high = values.get(f"{metric}_low"), values.get(f"{metric}_high")
     interval = "" if low is None or high is None else f" [{100 * low:.1f}, {100 * high:.1f}]"
     return f"{values[metric]:.1%}{interval}"
+
+
+def _skills(run_dir: Path) -> list[str]:
+    """What the recorded evaluations on Countdown show of skills; nothing where there are none."""
+    from jaxrl_ml.analysis import skill_plots, skills
+    from jaxrl_ml.analysis.plots import to_svg
+
+    histories = skills.history(run_dir)
+    if not histories:
+        return []
+    first = skills.first_steps(histories.values())
+    orders = {
+        "First produced": skills.order_test({name: steps.produced for name, steps in first.items()}),
+        "First mastered": skills.order_test({name: steps.mastered for name, steps in first.items()}),
+    }
+    figures = {
+        "Success by balance": skill_plots.success_by_balance(histories),
+        "Success by count of numbers": skill_plots.success_by_count(histories),
+        "Coverage against precision": skill_plots.coverage_against_precision(histories),
+    }
+    for name, history in histories.items():
+        for n in skill_plots.counts_of(history):
+            figures[f"Precision by pattern and step: {name}, n = {n}"] = skill_plots.heat_map(history, n)
+    notes = [
+        "Coverage: share of problems whose own pattern is attempted. Precision: right attempts / attempts. Intervals: 95 %. "
+        f"Mastered: precision of at least {skills.THRESHOLD:.0%} in at least {skills.MIN_ATTEMPTS} attempts at some step.",
+        *(
+            f"{what}: the base comes before the dependent in {order.share:.1%} of {order.pairs} pairs (p = {order.p_share:.2g} "
+            f"where order is chance within each n); rank correlation {order.correlation:.2f} (p = {order.p_correlation:.2g})"
+            for what, order in orders.items()
+            if order.pairs
+        ),
+    ]
+    return [
+        "<h2>Skills</h2>",
+        _skill_table(histories, first),
+        *(f'<p class="note">{escape(note)}</p>' for note in notes),
+        *(f"<h3>{escape(visible(title))}</h3>{to_svg(figure)}" for title, figure in figures.items() if figure is not None),
+    ]
+
+
+def _skill_table(histories: Mapping[str, skills.History], first: Mapping[str, skills.First]) -> str:
+    """The last step of each evaluation: all problems of n numbers, then each balance."""
+    from jaxrl_ml.analysis.skills import read_skill
+
+    def share(found: Estimate) -> str:
+        return "" if math.isnan(found.value) else f"{found.value:.1%} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+
+    lines = []
+    for name, history in histories.items():
+        step = max(history)
+        rows = [row for row in history[step] if row.level in ("n", "balance") and row.problems]
+        for row in sorted(rows, key=lambda row: (row.n, row.level == "balance", row.name)):
+            own = {other.name for other in history[step] if (other.level, other.n) == ("pattern", row.n) and other.problems}
+            if row.level == "balance":
+                own = {pattern for pattern in own if read_skill(pattern).balance == row.name}
+            mastered = sum(first[pattern].mastered is not None for pattern in own)
+            best = max(row.pass_at, default=1)
+            lines.append(
+                [
+                    f"{name}, n = {row.n}",
+                    "all" if row.level == "n" else row.name,
+                    f"{step:,}",
+                    f"{row.problems:,}",
+                    share(row.success),
+                    f"@{best} {share(row.pass_at.get(best, row.success))}",
+                    share(row.coverage),
+                    f"{row.attempts:,}",
+                    share(row.precision),
+                    f"{row.produced} of {row.patterns}",
+                    f"{mastered} of {row.patterns}",
+                ]
+            )
+    header = ["evaluation", "problems", "step", "number", "success", "pass", "coverage", "attempts", "precision", "produced"]
+    return _table([*header, "mastered"], lines, text_columns=2)
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int) -> str:

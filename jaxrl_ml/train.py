@@ -1,8 +1,9 @@
 """`python -m jaxrl_ml.train CONFIG [overrides]`: runs the stages of a config, or goes on with a run that was stopped.
 
-In: a config. Out: a run folder (checkpoints, metrics.jsonl, samples.jsonl, tensorboard/, report.html). A run that is stopped by
-SIGTERM or SIGINT saves at the next step boundary; after a SIGKILL it goes on from its last checkpoint. Either way the same
-command resumes it, and its metrics (times aside) are those of a run that was never stopped.
+In: a config. Out: a run folder (checkpoints, metrics.jsonl, samples.jsonl, tensorboard/, report.html, and records/ where an
+evaluation asks for it). A run that is stopped by SIGTERM or SIGINT saves at the next step boundary; after a SIGKILL it goes on
+from its last checkpoint. Either way the same command resumes it, and its metrics (times aside) are those of a run that was
+never stopped.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxrl_ml.cli import first_difference, load, resolved, run_command, write_resolved
 from jaxrl_ml.config import Config, GRPOStage, Stage
+from jaxrl_ml.records import cut_back, write_records
 from jaxrl_ml.types import Params, StepReport, TrainState, UserError, require
 
 if TYPE_CHECKING:
@@ -244,14 +246,16 @@ class Run:
         return {**dataclasses.asdict(stage.lora), "base": f"base/{self.config.adapter_start(stage).name}"}
 
     def _evaluate(self, state: TrainState, step: int, stage: str) -> dict[str, float]:
-        """Runs every evaluation, writes its metrics and returns them."""
+        """Runs every evaluation, writes its metrics, and its records where asked to, and returns the metrics."""
         if not self.evaluators:
             return {}
         weights = self.programs.gather(state.params)
         metrics = {}
         for name, evaluator in self.evaluators.items():
-            found = evaluator.run(weights, step).metrics
-            metrics |= {f"eval/{name}/{key}": value for key, value in found.items()}
+            result = evaluator.run(weights, step)
+            metrics |= {f"eval/{name}/{key}": value for key, value in result.metrics.items()}
+            if evaluator.evaluation.records and self.log.enabled:
+                write_records(self.run_dir, name, step, result.records, evaluator.examples)
         self.log.write(step, stage, metrics)
         shown = ", ".join(f"{n} {metrics[f'eval/{n}/accuracy']:.1%}" for n in self.evaluators)
         self.log.say(f"step {step} ({stage}): accuracy {shown}")
@@ -344,6 +348,8 @@ def train(config: Config, source: Path, overrides: Sequence[str] = ()) -> int:
         if start >= config.num_steps:
             print(f"{run_dir} is finished at step {start}; start another run with --run-dir, or see {run_dir}/report.html")
             return start
+        if main_process:
+            cut_back(run_dir, start)
         log = MetricsLog(
             run_dir, config.logging, config.num_steps, start, resolved_config=resolved(config), enabled=main_process
         )

@@ -16,12 +16,13 @@ from jaxrl_ml import config as config_module
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "jaxrl_ml"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-COMMANDS = ("train", "evaluate", "generate", "samples", "convert", "report", "skills", "coldstart")
+COMMANDS = ("train", "evaluate", "generate", "samples", "convert", "report", "skills", "coldstart", "analyze")
 
 # The layers, from the bottom: a module imports from its own layer and from those below it.
 LAYERS = (
     ("types", "config", "cli"),
-    ("models", "tokenizer", "languages", "tasks", "advantages", "credit", "losses", "optimizer", "sharding", "metrics"),
+    ("models", "tokenizer", "languages", "tasks"),
+    ("advantages", "credit", "losses", "optimizer", "sharding", "metrics", "records"),
     ("analysis",),
     ("rewards", "data", "sampler", "checkpoint", "pretrained"),
     ("update",),

@@ -59,7 +59,7 @@ config = Config(
         ),
     ),
     optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=2),
-    evaluations=(Evaluation(Countdown(split="test"), countdown_reward, num_prompts=8, prompts_per_batch=8,
+    evaluations=(Evaluation(Countdown(split="test"), countdown_reward, num_prompts=8, prompts_per_batch=8, records=True,
                             sampling=SamplingConfig(temperature=0.0, max_prompt_tokens=17, max_completion_tokens=8)),),
     eval_every_steps=3,
     checkpoint=CheckpointConfig(every_steps=2),
@@ -144,6 +144,8 @@ def test_sigkill_resumes_bit_for_bit(
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     assert run(config_file, tmp_path / "run") == 0
     assert records(tmp_path / "run") == records(uninterrupted)
+    samples = [{p.name: p.read_bytes() for p in (at / "records").iterdir()} for at in (tmp_path / "run", uninterrupted)]
+    assert len(samples[0]) >= 4 and samples[0] == samples[1]
 
 
 def test_eight_devices_give_the_result_of_one(config_file: Path, tmp_path: Path, uninterrupted: Path) -> None:

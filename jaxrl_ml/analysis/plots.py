@@ -69,14 +69,14 @@ def learning_curves(records: Records, panels: Sequence[Panel] = PANELS, columns:
     spans = stages(records)
     borders = [(low_high[2] + spans[i + 1][1]) / 2 for i, low_high in enumerate(spans[:-1])]
     rows = max(1, math.ceil(len(found) / columns))
-    figure = _figure(4.0 * columns, 2.7 * rows)
+    figure = new_figure(4.0 * columns, 2.7 * rows)
     for index, (panel, lines) in enumerate(found):
         axes = figure.add_subplot(rows, columns, index + 1)
         colour = iter(COLOURS * (1 + len(lines) // len(COLOURS)))
         for name, label in lines.items():
             _draw_line(axes, records, name, label, next(colour), borders)
         positive = any((_arrays(records, name)[1] > 0).any() for name in lines)
-        _style(axes, panel.percent, panel.log and positive)
+        style_axes(axes, panel.percent, panel.log and positive)
         axes.set_title(panel.title, loc="left", fontsize=10, color=INK, parse_math=False, pad=14 if borders else 6)
         axes.set_xlabel("step", fontsize=8, color=PALE)
         if spans:
@@ -100,7 +100,7 @@ def accuracy_curve(
     shortest run does, and its label tells mean and standard deviation of the runs' own last values. Raises ValueError where a
     run never logged `metric`.
     """
-    figure = _figure(7.2, 3.8)
+    figure = new_figure(7.2, 3.8)
     axes = figure.add_subplot()
     ends: list[tuple[float, float, str, str]] = []  # x and y of the last point, text, colour
     for (name, runs), colour in zip(arms.items(), COLOURS, strict=False):
@@ -118,7 +118,7 @@ def accuracy_curve(
         spread = f" ± {last.std(ddof=1):.1%}" if len(curves) > 1 else ""
         seeds = f", {len(curves)} seeds" if len(curves) > 1 else ""
         ends.append((grid[-1], mean[-1], f"{name}\n{last.mean():.1%}{spread}{seeds}", colour))
-    _style(axes, percent=True)
+    style_axes(axes, percent=True)
     axes.set_ylim(bottom=0)
     _label_ends(axes, ends)
     for stage, at in _mean_starts(next(iter(arms.values())), x).items():
@@ -155,11 +155,11 @@ def language_shares(records: Records, most: int = 12) -> Figure | None:
     areas = {code: values[code] for code in ordered[:most]}
     if len(ordered) > most:
         areas[f"{len(ordered) - most} others"] = np.sum([values[code] for code in ordered[most:]], axis=0)
-    figure = _figure(12.0, 3.6)
+    figure = new_figure(12.0, 3.6)
     axes = figure.add_subplot()
     colours = [*COLOURS, *("#F0E442", "#999999", "#332288", "#88CCEE", "#AA4499", "#DDCC77", "#117733")]
     axes.stackplot(steps, list(areas.values()), labels=list(areas), colors=colours[: len(areas)], linewidth=0)
-    _style(axes, percent=True)
+    style_axes(axes, percent=True)
     axes.set_ylim(0, 1)
     spans = stages(records)
     _mark_stages(axes, spans, [(before[2] + after[1]) / 2 for before, after in zip(spans[:-1], spans[1:], strict=True)])
@@ -188,7 +188,8 @@ def to_png(figure: Figure, dpi: int = 160) -> bytes:
     return buffer.getvalue()
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches, on the Agg canvas."""
     # Imported here: only those who draw pay for matplotlib's start-up.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -273,7 +274,8 @@ def _mean_starts(runs: Sequence[Records], x: str) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in starts.items()}
 
 
-def _style(axes: Axes, percent: bool = False, log: bool = False) -> None:
+def style_axes(axes: Axes, percent: bool = False, log: bool = False) -> None:
+    """The look of all figures: pale grid and spines, few round ticks, y as it reads or in percent."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     axes.spines[["top", "right"]].set_visible(False)

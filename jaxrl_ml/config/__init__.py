@@ -58,6 +58,8 @@ class Evaluation:
     language: LanguageConfig = LanguageConfig()
     unseen_languages: tuple[str, ...] = ()
     """Codes outside language.languages that `evaluate --languages unseen` has the model think in."""
+    records: bool = False
+    """Whether a training run keeps every sample, in RUN/records/NAME-STEP.parquet; on Countdown its report shows skills."""
 
     def __post_init__(self) -> None:
         both = set(self.unseen_languages) & set(self.language.languages)

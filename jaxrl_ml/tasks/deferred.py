@@ -15,7 +15,7 @@ from jaxrl_ml.types import Example, Task
 
 @dataclass(frozen=True)
 class Deferred(Sequence[Example]):
-    """The task `make(*arguments, **options)`, made once, when an example or the length is first asked for; raises what that does.
+    """The task `make(*arguments, **options)`, made once, when an example or the length is first asked for.
 
     Example: `Deferred(openr1_math, ("open-r1/OpenR1-Math-220k",), {"demonstrations": True})`.
     """
