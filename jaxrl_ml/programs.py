@@ -1,6 +1,7 @@
 """The compiled programs, side by side: the only file with jax.jit.
 
     init     key → params                          random weights, sharded for training
+    extend   params → params                       with rows for added tokens, at the start of a run
     adapt    params → params                       under a new adapter (LoRA), where a stage trains one
     merge    params → params                       without the adapter: it is added to the weights
     moments  params → opt_state                    the optimiser's start
@@ -27,7 +28,7 @@ import optax
 from jaxrl_ml import sampler, update
 from jaxrl_ml.config import ComputeConfig, GRPOStage, LoRAConfig, ModelConfig, SFTStage
 from jaxrl_ml.models import lora
-from jaxrl_ml.models.transformer import Transformer, unstack
+from jaxrl_ml.models.transformer import Transformer, extend_vocabulary, unstack
 from jaxrl_ml.sharding import SAMPLING, TRAINING, Layout
 from jaxrl_ml.types import Params, Prompts, Rollout, Tags, TagTrie, TrainState
 
@@ -98,6 +99,13 @@ class Programs:
         order = (static["truncates"], static["group_size"], static["width"], static.get("tag_width", 0))
         program = self._sample if trie is None else self._sample_tagged
         return program(weights, prompts, seed_words, stop_table, settings, trie, *order)
+
+    def extend(self, params: Params, first: int, count: int) -> Params:
+        """`params`, of as many rows as there were, with those of `count` tokens added at id `first`: see extend_vocabulary."""
+        tables = {name: params[name] for name in ("embed", "lm_head") if name in params}
+        bound = partial(extend_vocabulary, first=first, count=count, size=self.model.config.vocab_size)
+        shardings = {name: self.param_shardings[name] for name in tables}
+        return {**params, **jax.jit(bound, out_shardings=shardings)(tables)}
 
     def adapt(self, params: Params, config: LoRAConfig, key: jax.Array) -> Params:
         """`params` under a new adapter, drawn from `key`, that changes nothing yet."""

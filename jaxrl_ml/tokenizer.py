@@ -6,6 +6,7 @@ when a tokenizer is made, never with this module.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -104,6 +105,36 @@ class Tokenizer:
             clean_up_tokenization_spaces=False,
         )
         return cls(hf, [hf.eos_token_id])
+
+    def with_tokens(self, texts: Sequence[str]) -> Tokenizer:
+        """This tokenizer with each of `texts` as one more token: ids vocab_size, vocab_size + 1, … in their order.
+
+        They are ordinary tokens, which decoding keeps. A text without any of them is encoded as before; the first added text
+        that begins at a place of a text, the longest where there are several, is taken there before anything else is split.
+        A tokenizer that puts a space before every text (old sentencepiece) puts it after such a token too, as after its own.
+        Raises UserError for an empty or repeated text, one that is a token already, one that this tokenizer cannot give back,
+        and for a small vocabulary, in which every token is one of its texts anyway.
+        """
+        from tokenizers import AddedToken, models
+
+        texts, model = list(texts), self._backend.model
+        if isinstance(model, models.WordLevel) and model.unk_token == "":
+            raise UserError(f"add_tokens={texts}: a small vocabulary takes none; name them among its texts, in `tokenizer`")
+        vocabulary = self._hf.get_vocab()
+        for i, text in enumerate(texts):
+            if not text or text in texts[:i]:
+                raise UserError(f"add_tokens: {text!r} is empty or repeated; remove it")
+            ids = self.encode([text])
+            if text in vocabulary or (len(ids[0]) == 1 and self.decode(ids) == [text]):
+                raise UserError(f"add_tokens: {text!r} is a token of the tokenizer already; remove it")
+        hf = copy.deepcopy(self._hf)
+        hf.add_tokens([AddedToken(text, normalized=False, special=False) for text in texts])
+        extended = Tokenizer(hf, self.stop_ids)
+        for i, text in enumerate(texts, start=self.vocab_size):
+            # Decoders of bytes read é as a byte, those of sentencepiece drop a first space; ids may have gaps.
+            if extended.encode([text]) != [[i]] or extended.decode([[i]]) != [text]:
+                raise UserError(f"add_tokens: {text!r} does not come back from this tokenizer as one new token; choose another")
+        return extended
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of texts without special tokens: completions and demonstrations. Raises UserError as `encode_prompts`."""

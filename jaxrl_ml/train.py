@@ -165,7 +165,6 @@ class Run:
         import jax
         import numpy as np
 
-        from jaxrl_ml import pretrained
         from jaxrl_ml.checkpoint import save_reference
         from jaxrl_ml.grpo import reference_folder
         from jaxrl_ml.optimizer import make_optimizer
@@ -179,13 +178,26 @@ class Run:
         if config.init_from is None:
             params = programs.init(programs.layout.put(jax.random.key(config.seed)))
         else:
-            params = pretrained.load_params(config.init_from, programs.model, programs.param_shardings)
+            params = self._imported(config.init_from)
         for stage in config.stages:
             if self._keeps_reference(stage) and stage.loss.reference == "run":
                 save_reference(reference_folder(self.run_dir, stage), params)
                 break
         state = TrainState(programs.layout.put(np.int32(0)), params, opt_state=None)  # moments come with the stage
         return state, {"step": 0, "nonfinite_steps": 0, "data": None}
+
+    def _imported(self, source: str) -> Params:
+        """The weights of a folder, with rows for the tokens that the config adds."""
+        import jax
+
+        from jaxrl_ml import pretrained
+        from jaxrl_ml.models.transformer import Transformer
+
+        programs, count = self.programs, len(self.config.add_tokens)
+        model = Transformer(pretrained.read_model_config(source))
+        shardings = programs.layout.tree(model.axes(), jax.eval_shape(model.init, jax.random.key(0)))
+        params = pretrained.load_params(source, model, shardings)
+        return programs.extend(params, self.tokenizer.vocab_size - count, count) if count else params
 
     def _enter(self, stage: Stage, state: TrainState, progress: dict[str, Any], fresh: bool) -> tuple[GRPO | SFT, TrainState]:
         """The stage's runner; on entering it afresh, also its optimiser state and KL reference."""
@@ -309,6 +321,10 @@ def build(config: Config) -> tuple[Programs, Tokenizer]:
         raise UserError(
             f"model.vocab_size={model.vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}; use 0 to take it over"
         )
+    if config.add_tokens:
+        tokenizer = tokenizer.with_tokens(config.add_tokens)
+        rows = -(-tokenizer.vocab_size // 8) * 8  # to be split over devices
+        model = dataclasses.replace(model, vocab_size=max(model.vocab_size, rows))
     samplings = {s.name: s.sampling for s in config.stages if isinstance(s, GRPOStage)}
     samplings |= {f"evaluation {e.name}": e.sampling for e in config.evaluations}
     for name, sampling in samplings.items():

@@ -117,6 +117,9 @@ class Config:
     """A Hugging Face folder, or a run folder, whose weights and tokenizer the run starts from."""
     tokenizer: str | tuple[str, ...] | None = None
     """A folder with a Hugging Face tokenizer, or the token texts of a small one; None: that of init_from."""
+    add_tokens: tuple[str, ...] = ()
+    """Texts to make one token each, such as the tags of languages: added to the tokenizer, and to the model's vocabulary as the
+    mean of its tokens. The first stage must train all weights. A run that starts from this one names only further ones."""
     prompt_format: Any = None
     """Example → text or messages; None: the task's own `prompt` field as it is."""
     system_prompt: str | None = None
@@ -157,6 +160,11 @@ class Config:
         require(
             self.tokenizer is not None or self.init_from is not None,
             "tokenizer=None needs init_from; give the folder of a tokenizer, or the token texts of a small one",
+        )
+        # LoRA leaves the vocabulary frozen, and rows that are equal cannot be told apart.
+        require(
+            not self.add_tokens or self._live_stages[0].lora is None,
+            f"add_tokens={self.add_tokens} need a first stage with lora=None: an adapter does not train the rows of new tokens",
         )
         for before, stage in pairwise(self._live_stages):
             require(

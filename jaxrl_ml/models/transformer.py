@@ -300,6 +300,26 @@ class Transformer:
         return self.constrain(logits, ("rows", None, "vocab"))
 
 
+def extend_vocabulary(tables: Params, first: int, count: int, size: int) -> Params:
+    """The tables of a vocabulary, `embed` [V, D] and, untied, `lm_head` [D, V], at `size` ≥ V rows, with `count` new tokens.
+
+    The new tokens, ids `first` and on, and all ids from V on, get the mean of rows 0 … first − 1, those of the old tokens; the
+    others keep theirs to the bit. Rows that the model kept in reserve beyond its tokenizer were never a token's: they are not
+    counted in the mean, and are overwritten only where a new token takes them. Before training, a new token's logit is the mean
+    of the old tokens' logits in every context, so that n new rows take at most n / (first + n) of the probability.
+    Source: Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language Models". Departure: no noise around the mean,
+    so that a choice among new tokens starts uniform; gradients tell the rows apart.
+    """
+
+    def extended(table: jax.Array) -> jax.Array:
+        V = table.shape[0]
+        ids = jnp.arange(size)[:, None]
+        new = ((ids >= first) & (ids < first + count)) | (ids >= V)
+        return jnp.where(new, table[:first].mean(0, keepdims=True), jnp.pad(table, ((0, size - V), (0, 0))))
+
+    return {name: extended(table.T).T if name == "lm_head" else extended(table) for name, table in tables.items()}
+
+
 def unstack(tree: Any, length: int) -> tuple:
     """Splits a tree stacked on axis 0 into a tuple of `length` trees."""
     return tuple(jax.tree.map(operator.itemgetter(i), tree) for i in range(length))
