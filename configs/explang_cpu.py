@@ -88,6 +88,11 @@ def vocabulary() -> tuple[str, ...]:
     return tuple(dict.fromkeys(tokens))
 
 
+def opening(code: str) -> str:
+    """What untagged thinking in a language starts with: by this it can be made to, where no tag is known to the model."""
+    return UNTAGGED + phrase("countdown.first", code, equation="\0").partition("\0")[0]
+
+
 problems = Countdown(num_numbers=(3,), max_number=20)
 held_out = dataclasses.replace(problems, split="test")
 demonstrated = dataclasses.replace(problems, size=len(SEEN + UNSEEN) * 720, seed=1)
@@ -126,6 +131,7 @@ def reinforced(name: str, num_steps: int, loss: LossConfig, reward: Any, languag
 
 
 def experiment(stages: tuple[Any, ...], language: LanguageConfig, mismatched: int = 0) -> Config:
+    """language: of the evaluation; the stages have their own."""
     pretraining = supervised("pretraining", traces(SEEN + UNSEEN, UNTAGGED, mismatched), 480)
     evaluation = Evaluation(
         held_out,
@@ -136,6 +142,8 @@ def experiment(stages: tuple[Any, ...], language: LanguageConfig, mismatched: in
         prompts_per_batch=128,
         sampling=dataclasses.replace(sampling, temperature=1.0),
         language=language,
+        unseen_languages=UNSEEN,
+        unseen_tags=tuple(map(opening, UNSEEN)),
     )
     return Config(
         run_dir="runs/explang_cpu",
@@ -160,12 +168,14 @@ def explang(credit: str, mismatched: int = 0) -> Config:
 
 
 off = LanguageConfig()
+watched = LanguageConfig("free", SEEN, tuple(map(opening, SEEN)))  # nothing is masked: which language was it, and forced ones
 arms = {
     "explang": explang("shared"),
     "own": explang("own"),
-    "naive": experiment((reinforced("grpo", 160, kl, countdown_reward, off),), off),
+    "naive": experiment((reinforced("grpo", 160, kl, countdown_reward, off),), watched),
     "controlled": experiment(
-        (supervised("cold_start", traces(("en",), UNTAGGED, 0), 120), reinforced("grpo", 160, kl, countdown_reward, off)), off
+        (supervised("cold_start", traces(("en",), UNTAGGED, 0), 120), reinforced("grpo", 160, kl, countdown_reward, off)),
+        watched,
     ),
     "planted": explang("own", mismatched=7),
 }

@@ -232,6 +232,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _evaluate(
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|HF_DIR")],
     config: Path | None = None,
+    arm: str | None = None,
     name: tuple[str, ...] = (),
     step: int | None = None,
     samples_per_prompt: int | None = None,
@@ -245,6 +246,7 @@ def _evaluate(
     Args:
         source: Folder of the run, or of the model.
         config: Config file with the evaluations; by default the run's own.
+        arm: Which of the config file's arms.
         name: Evaluations to run; by default all of the config's.
         step: Checkpoint of the run; by default the best, or else the latest.
         samples_per_prompt: Instead of the evaluation's.
@@ -254,7 +256,7 @@ def _evaluate(
         languages: Compare what the model does in these: self (it chooses), multi (each of its languages but English is
             given), unseen (each of the evaluation's unseen_languages), or codes such as en. A file for each.
     """
-    settings = _read_config(source, config)
+    settings = _read_config(source, config, arm)
     changes = {"samples_per_prompt": samples_per_prompt, "num_prompts": num_prompts}
     changes = {field: value for field, value in changes.items() if value is not None}
     evaluations = []
@@ -345,11 +347,11 @@ def _share(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.1%}"
 
 
-def _read_config(source: Path, config: Path | None) -> Config:
+def _read_config(source: Path, config: Path | None, arm: str | None) -> Config:
     if not source.is_dir():
         raise UserError(f"no folder {source}: give a Hugging Face model folder or a run folder")
     if config is not None:
-        return load(config)
+        return load(config, [] if arm is None else ["--arm", arm])
     if not (source / "config.py").is_file():
         raise UserError(f"{source} has no config of its own: name one that has evaluations, with --config configs/….py")
     return load_run(source)

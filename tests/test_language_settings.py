@@ -85,6 +85,21 @@ def test_a_model_without_tags_is_left_alone_where_it_chooses() -> None:
     assert by_name("self", evaluation=plain)["self"].samples == 12
 
 
+def test_an_unseen_language_may_be_opened_with_a_text_of_its_own() -> None:
+    openings = tuple(f"<think>{code}: " for code in UNSEEN)
+    evaluation = dataclasses.replace(EVALUATION, unseen_tags=openings)
+    found = by_name("self", "unseen", "hi", evaluation=evaluation)
+    for setting in found.values():
+        language = setting.evaluation.language
+        texts = dict(zip(language.languages, language.tags(), strict=True))
+        assert [texts[code] for code in UNSEEN] == list(openings)
+        assert texts["de"] == EVALUATION.language.tags()[SEEN.index("de")] and "\nhi\n" in texts["hi"]
+    own = dataclasses.replace(evaluation, language=LanguageConfig("free", SEEN, tuple(f"<think>{code} " for code in SEEN)))
+    assert by_name("unseen", evaluation=own)["unseen"].evaluation.language.tags()[-1] == openings[-1]
+    with pytest.raises(UserError, match="unseen_tags has 1 texts, or an empty one, for 4 unseen_languages"):
+        dataclasses.replace(EVALUATION, unseen_tags=("x",))
+
+
 def test_forced_by_prompt_stays_so() -> None:
     own = [Example(str(i), "t", language=code) for i, code in enumerate(("de", "en", "th", "de", "fr", "it"))]
     evaluation = dataclasses.replace(EVALUATION, task=own, language=LanguageConfig("forced", SEEN))

@@ -58,6 +58,8 @@ class Evaluation:
     language: LanguageConfig = LanguageConfig()
     unseen_languages: tuple[str, ...] = ()
     """Codes outside language.languages that `evaluate --languages unseen` has the model think in."""
+    unseen_tags: tuple[str, ...] = ()
+    """What a completion in each of them is made to start with; by default language.tag, which must then be one text."""
     records: bool = False
     """Whether a training run keeps every sample, in RUN/records/NAME-STEP.parquet; on Countdown its report shows skills."""
 
@@ -66,6 +68,11 @@ class Evaluation:
         require(
             not both,
             f"evaluation {self.name}: {', '.join(sorted(both))} in unseen_languages and language.languages; name each once",
+        )
+        require(
+            len(self.unseen_tags) in (0, len(self.unseen_languages)) and all(self.unseen_tags),
+            f"evaluation {self.name}: unseen_tags has {len(self.unseen_tags)} texts, or an empty one, for "
+            f"{len(self.unseen_languages)} unseen_languages; give one each, or none",
         )
         for field in ("num_prompts", "samples_per_prompt", "prompts_per_batch"):
             value = getattr(self, field)

@@ -65,11 +65,15 @@ def language_settings(evaluation: Evaluation, names: Sequence[str]) -> list[Sett
     Raises UserError for a setting that has no language, and for a language that has no tag or that no detector knows.
     """
     own, known = evaluation.language, _languages(evaluation, names)
-    outside = [code for code in known if code not in own.languages]
+    texts = dict(zip(own.languages, own.tags(), strict=True))
+    texts |= dict(zip(evaluation.unseen_languages, evaluation.unseen_tags, strict=False))
+    outside = [code for code in known if code not in texts]
     require(
         isinstance(own.tag, str) or not outside,
-        f"evaluation {evaluation.name}: language.tag has no text for {', '.join(outside)}; give one text with {{code}} in it",
+        f"evaluation {evaluation.name}: language.tag has no text for {', '.join(outside)}; give one text with {{code}} in it, "
+        "or unseen_tags",
     )
+    tags = tuple(texts.get(code) or LanguageConfig("forced", (code,), own.tag).tags()[0] for code in known)
     detector = Detector(known or LANGUAGES)
     detector([])  # loads it, so that an unknown code fails before anything is sampled
     settings = []
@@ -78,9 +82,9 @@ def language_settings(evaluation: Evaluation, names: Sequence[str]) -> list[Sett
         if name == "self" and own.mode == "off":
             told, task = own, evaluation.task
         elif name == "self":
-            told, task = replace(own, languages=known), Asked(evaluation.task, (own.languages,), keeps=True)
+            told, task = replace(own, languages=known, tag=tags), Asked(evaluation.task, (own.languages,), keeps=True)
         else:
-            told = LanguageConfig("forced", known, own.tag)
+            told = LanguageConfig("forced", known, tags)
             task = Asked(evaluation.task, tuple((code,) for code in codes))
         copies = max(1, len(codes))
         each = max(1, evaluation.samples_per_prompt // copies)
@@ -90,6 +94,7 @@ def language_settings(evaluation: Evaluation, names: Sequence[str]) -> list[Sett
             task=task,
             language=told,
             unseen_languages=(),
+            unseen_tags=(),
             num_prompts=evaluation.num_prompts * copies,
             samples_per_prompt=each,
             prompts_per_batch=evaluation.prompts_per_batch * (evaluation.samples_per_prompt // each),
