@@ -6,9 +6,11 @@ import subprocess
 import sys
 import threading
 import unicodedata
+from functools import partial
 
 import numpy as np
 import pytest
+from conftest import lines_run
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -341,24 +343,6 @@ def test_never_raises(texts):
     assert_sound(Detector(LANGUAGES)(texts), texts)
 
 
-def lines_run(detector: Detector, text: str) -> int:
-    """How many lines of Python a text takes."""
-    count = 0
-
-    def trace(frame, event, argument):
-        nonlocal count
-        count += event == "line"
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        detector([text])
-    finally:
-        sys.settrace(before)
-    return count
-
-
 @pytest.mark.parametrize("unit", [*HOSTILE, SENTENCES["en"] + "\n", SENTENCES["zh"]])
 def test_work_is_linear_and_bounded(monkeypatch, unit):
     recorder = Recorder(monkeypatch)
@@ -367,7 +351,7 @@ def test_work_is_linear_and_bounded(monkeypatch, unit):
     lines = []
     for text in (short, long, longest):
         recorder.seen.clear()
-        lines.append(lines_run(detector, text))
+        lines.append(lines_run(partial(detector, [text])))
         assert sum(map(len, recorder.seen)) <= min(len(text), MAX_CHARS)
         assert max(map(len, recorder.seen), default=0) <= 256
     assert lines[1] <= 4.5 * lines[0] and lines[2] <= 1.2 * lines[1] + 300

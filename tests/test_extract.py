@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 import random
-import sys
+from functools import partial
 
 import numpy as np
 import pytest
+from conftest import lines_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -176,12 +177,7 @@ def test_whatever_is_found_is_an_expression_over_the_numbers(texts):
 
 def operations(text: str, numbers: tuple[int, ...], monkeypatch) -> tuple[int, int]:
     """Lines of Python run to extract from a text, and characters handed to the parser."""
-    lines = characters = 0
-
-    def trace(frame, event, argument):
-        nonlocal lines
-        lines += event == "line"
-        return trace
+    characters = 0
 
     def counting(part):
         nonlocal characters
@@ -189,12 +185,7 @@ def operations(text: str, numbers: tuple[int, ...], monkeypatch) -> tuple[int, i
         return read(part)
 
     monkeypatch.setattr(module, "read", counting)
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        extract([text], [numbers])
-    finally:
-        sys.settrace(before)
+    lines = lines_run(partial(extract, [text], [numbers]))
     return lines, characters
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 import random
-import sys
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pytest
+from conftest import lines_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -249,24 +250,6 @@ def test_never_raises(texts):
     assert (scores.rewards[len(texts) :] > 0).all() or any("answer>" in text for text in texts)
 
 
-def _lines_run(text: str, rows: int) -> int:
-    """How many lines of Python the reward runs for `rows` copies of a text."""
-    count = 0
-
-    def trace(frame, event, argument):
-        nonlocal count
-        count += event == "line"
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        countdown_reward([text] * rows, [problem(1, 2, target=3)] * rows)
-    finally:
-        sys.settrace(before)
-    return count
-
-
 @pytest.mark.parametrize(
     "unit",
     ["<answer>", "<answer", "</answer>", "<", "(", "<answer>1+2</answer>", "9", "<answer>(", "-"],
@@ -274,7 +257,8 @@ def _lines_run(text: str, rows: int) -> int:
 def test_work_does_not_grow_with_hostile_text(unit):
     """Beyond two substring searches a text costs the same however long it is: answers are cut off at a limit."""
     short, long = (f"<answer>{unit * (chars // len(unit))}</answer>" for chars in (20_000, 320_000))
-    assert _lines_run(long, 8) <= _lines_run(short, 8)
+    lines = [lines_run(partial(countdown_reward, [text] * 8, [problem(1, 2, target=3)] * 8)) for text in (short, long)]
+    assert lines[1] <= lines[0]
 
 
 def test_deep_and_long_answers_within_the_limit_are_right():

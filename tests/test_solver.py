@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import random
-import sys
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import cache, partial
 
 import numpy as np
 import pytest
+from conftest import lines_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -284,25 +284,11 @@ def test_solved_problems_cost_no_more(monkeypatch):
 def test_work_of_a_batch_does_not_grow_with_its_rows():
     """Up to a chunk, a batch costs as many lines of Python as one problem of it."""
 
-    def lines_run(rows: int) -> int:
-        numbers, targets = np.full((rows, 4), 97), np.full(rows, 98)
-        count = 0
+    def lines_of(rows: int) -> int:
+        return lines_run(partial(solvable_by, patterns(4), np.full((rows, 4), 97), np.full(rows, 98)))
 
-        def trace(frame, event, argument):
-            nonlocal count
-            count += event == "line"
-            return trace
-
-        before = sys.gettrace()
-        sys.settrace(trace)
-        try:
-            solvable_by(patterns(4), numbers, targets)
-        finally:
-            sys.settrace(before)
-        return count
-
-    lines_run(1)  # fills caches
-    assert lines_run(2000) <= 1.05 * lines_run(1)
+    lines_of(1)  # fills caches
+    assert lines_of(2000) <= 1.05 * lines_of(1)
 
 
 @pytest.mark.parametrize(

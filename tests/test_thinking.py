@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import sys
+from functools import partial
 
 import pytest
+from conftest import lines_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -125,18 +126,5 @@ def test_work_does_not_grow_with_the_text(unit):
     """Beyond substring searches, a text costs the same however long it is; were those quadratic, this would take hours."""
     lines = []
     for chars in (1_000, 2_000_000):
-        count = 0
-
-        def trace(frame, event, argument):
-            nonlocal count
-            count += event == "line"
-            return trace
-
-        before = sys.gettrace()
-        sys.settrace(trace)
-        try:
-            read(unit * (chars // len(unit)))
-        finally:
-            sys.settrace(before)
-        lines.append(count)
+        lines.append(lines_run(partial(read, unit * (chars // len(unit)))))
     assert lines[0] == lines[1]
