@@ -32,6 +32,19 @@ QWEN3_4B = ModelConfig(
 )
 
 
+def qwen2p5(layers: int, width: int, mlp: int, heads: int, kv_heads: int, vocabulary: int, tied: bool) -> ModelConfig:
+    return ModelConfig(
+        "qwen2", vocabulary, layers, width, mlp, heads, kv_heads, 128, 1e6, tie_embeddings=tied, max_positions=32_768
+    )
+
+
+QWEN2P5 = {
+    "1p5b": qwen2p5(28, 1536, 8960, 12, 2, 151_936, True),
+    "3b": qwen2p5(36, 2048, 11_008, 16, 2, 151_936, True),
+    "7b": qwen2p5(28, 3584, 18_944, 28, 4, 152_064, False),
+}
+
+
 def shape(dtype: type, *dims: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(dims, dtype)
 
@@ -85,6 +98,16 @@ def test_explang_on_qwen3_4b(arm: str) -> None:
     for stage in config.stages:
         length = stage.sequence_length if isinstance(stage, SFTStage) else 2048 + 4096
         assert length <= QWEN3_4B.max_positions
+
+
+@pytest.mark.parametrize("arm", ["1p5b", "3b", "7b", "sft_1p5b", "sft_3b", "sft_7b"])
+def test_skills_on_qwen2p5(arm: str) -> None:
+    config = load(CONFIGS / "skills_qwen2p5.py", ["--arm", arm])
+    (found,) = check_stages(config, QWEN2P5[arm.removeprefix("sft_")]).values()
+    assert ("sft/loss" if arm.startswith("sft") else "policy/kl") in found
+    assert config.init_from == {"1p5b": "Qwen2.5-1.5B", "3b": "Qwen2.5-3B", "7b": "Qwen2.5-7B"}[arm.removeprefix("sft_")]
+    assert [(e.name, e.num_prompts) for e in config.evaluations[:2]] == [("n3", 180), ("n4", 960)]
+    assert sum(len(e.task) for e in config.evaluations[:2]) == 1140, "as published"
 
 
 @pytest.mark.parametrize("name", ["explang_cpu", "explang_qwen3_4b"])
