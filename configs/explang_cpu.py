@@ -17,7 +17,8 @@ think in them. Then, as in the paper:
                  better, and a method that works must find it
 
 Result:    one seed so far, 256 held-out problems × 8, temperature 1; accuracy (pass@8) after the cold start and after RL:
-           explang 18.8 % (58.2) to 31.2 % (45.3), own 18.8 % (58.2) to 31.9 % (42.6), planted 1.1 % (7.0) to 25.8 % (30.1).
+           explang 18.8 % (58.2) to 31.2 % (45.3), own 18.8 % (58.2) to 31.9 % (42.6), controlled 21.3 % (62.5) to 31.1 %
+           (42.6), planted 1.1 % (7.0) to 25.8 % (30.1). So no gain over English alone here, in one seed; naive was not run.
            planted: Russian was 15 % of the choices through exploration, 85 % after 20 steps of exploitation and all of them
            after 40. Without a planted difference languages drift apart for no reason in their accuracy (Chinese to nothing
            in both arms). No claim about explang against own: the difference is within one seed's noise.
