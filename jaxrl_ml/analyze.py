@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxrl_ml.analysis import transfer as transfers
+from jaxrl_ml.analysis.language_tables import languages_table, settings_table
 from jaxrl_ml.analysis.languages import by_language, language_metrics, win_tie_lose
 from jaxrl_ml.analysis.passk import Estimate
 from jaxrl_ml.analysis.scaling_law import Law, Run, budget_differences, language_curves, laws_of_arms, measure
 from jaxrl_ml.cli import run_command
-from jaxrl_ml.evaluate import languages_table, settings_table
 from jaxrl_ml.languages.settings import ENGLISH
 from jaxrl_ml.metrics import plain, visible
 from jaxrl_ml.types import UserError

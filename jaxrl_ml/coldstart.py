@@ -35,9 +35,10 @@ from jaxrl_ml.config import Config, Evaluation, GRPOStage, LanguageConfig
 from jaxrl_ml.languages.detect import Detector
 from jaxrl_ml.languages.phrases import LANGUAGES
 from jaxrl_ml.languages.settings import Asked
+from jaxrl_ml.languages.thinking import CLOSE
 from jaxrl_ml.metrics import plain, visible
 from jaxrl_ml.tasks.mixture import Subset
-from jaxrl_ml.tasks.traces import Traces
+from jaxrl_ml.tasks.traces import UNTAGGED, Traces
 from jaxrl_ml.types import Example, Task, UserError, require
 
 if TYPE_CHECKING:
@@ -66,7 +67,6 @@ OPENINGS: dict[str, str] = {
     "hi": "ठीक है, मैं इस पर कदम दर कदम सोचूँगा।",
 }
 """What thinking in each language is made to start with."""
-_THINK, _CLOSE = "<think>\n", "</think>"
 _TEMPLATES_AT_A_TIME = 256
 
 
@@ -103,7 +103,7 @@ def templates(task: Task, code: str, tag: str, count: int) -> Iterator[list[Draf
         drafts = []
         for problem in range(start, min(start + _TEMPLATES_AT_A_TIME, count)):
             completion = traces[problem].completion
-            thinking = completion.removeprefix(tag).partition(_CLOSE)[0]
+            thinking = completion.removeprefix(tag).partition(CLOSE)[0]
             drafts.append(Draft(problem, completion, thinking, True, source))
         yield drafts
 
@@ -119,7 +119,7 @@ class Teacher:
     def drafts(self, code: str, tag: str, count: int) -> Iterator[list[Draft]]:
         """Samples of the task's first `count` problems in one language, a step's problems at a time."""
         stage, model, codes = self.stage, self.model, self.codes
-        prefix, place = _THINK + OPENINGS[code], codes.index(code)
+        prefix, place = UNTAGGED + OPENINGS[code], codes.index(code)
         source = {
             "teacher": str(model.source),
             "step": model.step,
@@ -136,13 +136,13 @@ class Teacher:
                 samples_per_prompt=stage.group_size,
                 prompts_per_batch=stage.sampling.prompts_per_chunk or stage.prompts_per_step,
                 sampling=stage.sampling,
-                language=LanguageConfig("forced", codes, tuple(_THINK + OPENINGS[code] for code in codes)),
+                language=LanguageConfig("forced", codes, tuple(UNTAGGED + OPENINGS[code] for code in codes)),
             )
             result = model.evaluator(evaluation).run(model.weights, chunk * len(codes) + place)
             drafts = []
             for row, record in enumerate(result.records):
                 written = record["completion"].removeprefix(prefix)
-                thinking, closed, _ = written.partition(_CLOSE)
+                thinking, closed, _ = written.partition(CLOSE)
                 ended = bool(closed) and not record["truncated"]
                 problem, completion = problems[row // stage.group_size], f"{tag}{OPENINGS[code]}{written}"
                 drafts.append(Draft(problem, completion, thinking, ended, source | {"sample": record["sample"]}))

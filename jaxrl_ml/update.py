@@ -15,7 +15,7 @@ import optax
 
 from jaxrl_ml.config import LossConfig
 from jaxrl_ml.credit import tag_mask
-from jaxrl_ml.languages.tags import ROOT, children
+from jaxrl_ml.languages.tags import children, paths
 from jaxrl_ml.losses import (
     aggregation_weights,
     apart_weights,
@@ -88,12 +88,7 @@ def language_logprobs(
     a prompt's probabilities sum to 1.
     """
     Q, languages = prompts.allowed.shape
-    each, node, path = jnp.arange(languages), jnp.full(languages, ROOT), []
-    for _ in range(width):  # one edge of a node reaches a language; none of node 0 does
-        edge = jnp.argmax(trie.reach[node, :, each], axis=1)
-        path.append((trie.tokens[node, edge], node))
-        node = jnp.where(node > 0, trie.target[node, edge], 0)
-    tokens, states = (jnp.tile(jnp.stack(column, axis=1), (Q, 1)) for column in zip(*path, strict=True))
+    tokens, states = (jnp.tile(column, (Q, 1)) for column in paths(trie, width))
     inside = states > 0
     lengths = inside.sum(1)
     written = Rollout(

@@ -20,11 +20,10 @@ from typing import Any, NamedTuple
 
 from jaxrl_ml.config import Evaluation, LanguageConfig
 from jaxrl_ml.languages.detect import LANGUAGES, Detector
-from jaxrl_ml.languages.thinking import parse
+from jaxrl_ml.languages.thinking import CLOSE, parse
 from jaxrl_ml.types import Example, Task, UserError, require
 
 ENGLISH = "en"
-CLOSE = "</think>"
 
 
 class Setting(NamedTuple):

@@ -127,6 +127,20 @@ def children(trie: TagTrie, state: Array, allowed: Array) -> tuple[Array, Array]
     return trie.tokens[state], (trie.reach[state] & allowed[..., None, :]).any(-1)
 
 
+def paths(trie: TagTrie, width: int) -> tuple[jax.Array, jax.Array]:
+    """The tokens of every language's tag and the nodes they are drawn at, int32 [languages, width]; node 0 after its end."""
+    import jax.numpy as jnp
+
+    languages = trie.reach.shape[-1]
+    each, node, path = jnp.arange(languages), jnp.full(languages, ROOT), []
+    for _ in range(width):  # one edge of a node reaches a language; none of node 0 does
+        edge = jnp.argmax(trie.reach[node, :, each], axis=1)
+        path.append((trie.tokens[node, edge], node))
+        node = jnp.where(node > 0, trie.target[node, edge], 0)
+    tokens, states = (jnp.stack(column, axis=1) for column in zip(*path, strict=True))
+    return tokens, states
+
+
 def constrain_logits(trie: TagTrie, state: Array, allowed: Array, logits: jax.Array) -> jax.Array:
     """The logits f32 [B, V] with all but the allowed children at −1e30 in rows inside a tag, where the trie constrains."""
     import jax

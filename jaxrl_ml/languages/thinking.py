@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from jaxrl_ml.config import LanguageConfig
 
-_OPEN, _CLOSE = "<think>", "</think>"
+OPEN, CLOSE = "<think>", "</think>"
 
 
 class Completion(NamedTuple):
@@ -41,10 +41,10 @@ def parse(texts: Sequence[str], config: LanguageConfig) -> list[Completion]:
 def _parse(text: str, tags: Mapping[str, str]) -> Completion:
     code = max((code for code, tag in tags.items() if text.startswith(tag)), key=lambda code: len(tags[code]), default="")
     if code:
-        thinking, _, answer = text[len(tags[code]) :].partition(_CLOSE)
-    elif _OPEN in text or _CLOSE in text:
-        thinking, _, answer = text.partition(_CLOSE)
-        thinking = thinking.split(_OPEN, 1)[-1]
+        thinking, _, answer = text[len(tags[code]) :].partition(CLOSE)
+    elif OPEN in text or CLOSE in text:
+        thinking, _, answer = text.partition(CLOSE)
+        thinking = thinking.split(OPEN, 1)[-1]
     else:
         thinking, answer = "", text
     return Completion(code, thinking, answer)

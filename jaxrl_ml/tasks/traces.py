@@ -16,11 +16,12 @@ from pathlib import Path
 
 from jaxrl_ml.config import LanguageConfig
 from jaxrl_ml.languages.phrases import LANGUAGES, Step, countdown_thinking, solution_steps
+from jaxrl_ml.languages.thinking import CLOSE, OPEN
 from jaxrl_ml.tasks.deferred import Deferred
 from jaxrl_ml.tasks.files import Row, collect, read, short
 from jaxrl_ml.types import Example, Task, require
 
-UNTAGGED = "<think>\n"
+UNTAGGED = f"{OPEN}\n"
 """The tag of traces that are to teach a language, but not the choice of it."""
 _MAX_TRIES = 100  # numbers such as 0 and 0 have no wrong expression
 _STREAM = 1 << 128  # keeps the draws apart from those that made the problems, whatever the seeds
@@ -79,7 +80,7 @@ class Traces(Sequence[Example]):
             example,
             id=f"{code}/{example.id}",
             fields={**example.fields, "languages": (code,)},
-            completion=f"{tag}{thinking}</think>\n<answer> {solution} </answer>",
+            completion=f"{tag}{thinking}{CLOSE}\n<answer> {solution} </answer>",
         )
 
 
