@@ -11,8 +11,8 @@ Data:      open-r1/OpenR1-Math-220k from the hub, or a folder's parquet files
     controlled   LoRA cold start on English traces of the same problems, no tags, then as naive
 
 From the paper (arXiv 2602.21887): 256 prompts × 8, two updates a step, learning rate 1e-6, prompts to 2,048 and responses to
-4,096 tokens, 200 steps, temperature 1; LoRA r=8, alpha=16, 1e-4 cosine, 82 steps of 32 sequences. Departure: the KL's reference
-is the start of the stage.
+4,096 tokens, 200 steps, temperature 1; LoRA r=8, alpha=16, 1e-4 cosine, 82 steps of 32 sequences. The KL's reference is
+the start of RL.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ off = LanguageConfig()
 sampling = SamplingConfig(max_prompt_tokens=2048, max_completion_tokens=4096, prompts_per_chunk=64)
 answers = MathsReward(num_workers=8)
 loss = LossConfig()
-kl = LossConfig(kl="k3", kl_coef=0.001)
+kl = LossConfig(kl="k3", kl_coef=0.001, reference="rl")
 
 
 def cold_start(traces: str) -> SFTStage:

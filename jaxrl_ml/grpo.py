@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxrl_ml import data
 from jaxrl_ml.advantages import group_advantages, mixed_groups, overlong_penalty
-from jaxrl_ml.config import Config, GRPOStage
+from jaxrl_ml.config import Config, GRPOStage, Stage
 from jaxrl_ml.credit import language_values, tag_mask, thinking_advantages
 from jaxrl_ml.languages.tags import language_action
 from jaxrl_ml.models import lora
@@ -324,6 +324,6 @@ def _check_shards(stage: GRPOStage, shards: int) -> None:
             )
 
 
-def reference_folder(run_dir: str | Path, stage: GRPOStage) -> Path:
-    """Where the KL reference of a stage is kept."""
-    return Path(run_dir) / "reference" / (stage.name if stage.loss.reference == "stage" else "run")
+def reference_folder(run_dir: str | Path, start: Stage) -> Path:
+    """Where the KL reference that was taken at the start of a stage is kept."""
+    return Path(run_dir) / "reference" / start.name

@@ -165,8 +165,6 @@ class Run:
         import jax
         import numpy as np
 
-        from jaxrl_ml.checkpoint import save_reference
-        from jaxrl_ml.grpo import reference_folder
         from jaxrl_ml.optimizer import make_optimizer
 
         config, programs = self.config, self.programs
@@ -179,10 +177,6 @@ class Run:
             params = programs.init(programs.layout.put(jax.random.key(config.seed)))
         else:
             params = self._imported(config.init_from)
-        for stage in config.stages:
-            if self._keeps_reference(stage) and stage.loss.reference == "run":
-                save_reference(reference_folder(self.run_dir, stage), params)
-                break
         state = TrainState(programs.layout.put(np.int32(0)), params, opt_state=None)  # moments come with the stage
         return state, {"step": 0, "nonfinite_steps": 0, "data": None}
 
@@ -209,11 +203,12 @@ class Run:
         from jaxrl_ml.optimizer import carry_moments
         from jaxrl_ml.sft import SFT
 
+        kept = {s.name: self.config.reference_stage(s) for s in self.config.stages if self._keeps_reference(s)}
+        if fresh and any(stage is start for start in kept.values()):
+            save_reference(reference_folder(self.run_dir, stage), self.programs.merge(state.params))
         reference = None
-        if self._keeps_reference(stage):
-            folder = reference_folder(self.run_dir, stage)
-            if fresh and stage.loss.reference == "stage":
-                save_reference(folder, self.programs.merge(state.params))
+        if stage.name in kept:
+            folder = reference_folder(self.run_dir, kept[stage.name])
             reference = load_reference(folder, shapes_of(lora.frozen(state.params)))
         if isinstance(stage, GRPOStage):
             runner: GRPO | SFT = GRPO(self.config, stage, self.programs, self.tokenizer, reference)
@@ -230,10 +225,9 @@ class Run:
 
     def _keeps_reference(self, stage: Stage) -> bool:
         """Whether the stage has a KL reference that is not simply the frozen base of its adapter."""
-        if not isinstance(stage, GRPOStage) or stage.loss.kl == "none":
+        if not isinstance(stage, GRPOStage) or stage.loss.kl == "none" or not stage.num_steps:
             return False
-        start = stage if stage.loss.reference == "stage" else self.config.stage_of(1)
-        return stage.lora is None or self.config.adapter_start(stage) is not start
+        return stage.lora is None or self.config.adapter_start(stage) is not self.config.reference_stage(stage)
 
     def _adapt(self, stage: Stage, params: Params) -> Params:
         """The parameters that a fresh stage trains: merged and under a new adapter, unless it goes on with the one there is."""

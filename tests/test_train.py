@@ -13,6 +13,11 @@ from pathlib import Path
 import jax
 import pytest
 
+from jaxrl_ml.checkpoint import load_reference
+from jaxrl_ml.config import MeshConfig
+from jaxrl_ml.models.transformer import Transformer
+from jaxrl_ml.pretrained import load_params, read_model_config
+from jaxrl_ml.sharding import Layout, make_mesh
 from jaxrl_ml.train import main
 from jaxrl_ml.types import UserError
 
@@ -179,6 +184,31 @@ def test_finished_run_is_left_alone(config_file: Path, tmp_path: Path, one_devic
     assert (tmp_path / "run/metrics.jsonl").read_text() == before
     with pytest.raises(UserError, match=r"holds a run with optimizer.learning_rate=0.001, not 0.5; use that value, or another"):
         run(config_file, tmp_path / "run", *short, "--optimizer.learning-rate", "0.5")
+
+
+@pytest.mark.parametrize("start", ["run", "rl", "stage"])
+def test_the_kl_reference_is_taken_at_the_start_that_is_named(tmp_path: Path, one_device: None, start: str) -> None:
+    stage = "GRPOStage(Countdown(), reward, name='{}', num_steps=1, prompts_per_step=16, group_size=2, sampling=small, {})"
+    kl = f"loss=LossConfig(kl='k3', reference='{start}')"
+    stages = f"config.stages[0], {stage.format('explore', '')}, {stage.format('exploit', kl)}"
+    checkpoints = "CheckpointConfig(every_steps=1, keep=9)"
+    changed = f"import dataclasses\nconfig = dataclasses.replace(config, stages=({stages}), checkpoint={checkpoints})\n"
+    (tmp_path / "three.py").write_text(CONFIG + changed)
+    assert run(tmp_path / "three.py", tmp_path / "run") == 0
+    kept = {"run": "cold_start", "rl": "explore", "stage": "exploit"}[start]
+    assert [folder.name for folder in (tmp_path / "run" / "reference").iterdir()] == [kept]
+    model = Transformer(read_model_config(tmp_path / "run"))
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    shardings = Layout(make_mesh(MeshConfig())).tree(model.axes(), shapes)
+    targets = jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), shapes, shardings)
+    reference = load_reference(tmp_path / "run" / "reference" / kept, targets)
+
+    def same(step: int) -> bool:
+        params = load_params(tmp_path / "run", model, shardings, step)
+        return all(bool((x == y).all()) for x, y in zip(*map(jax.tree.leaves, (params, reference)), strict=True))
+
+    expected = {"run": [False, False], "rl": [True, False], "stage": [False, True]}[start]
+    assert [same(4), same(5)] == expected  # the ends of cold start and exploration
 
 
 def test_nonfinite_rewards_stop_the_run(

@@ -199,6 +199,14 @@ class Config:
         upto = live[: [other.name for other in live].index(stage.name) + 1]
         return list(takewhile(lambda other: other.lora == stage.lora, reversed(upto)))[-1]
 
+    def reference_stage(self, stage: GRPOStage) -> Stage:
+        """The stage at whose start the KL reference of `stage` is taken."""
+        if stage.loss.reference == "stage":
+            return stage
+        if stage.loss.reference == "run":
+            return self._live_stages[0]
+        return next(other for other in self._live_stages if isinstance(other, GRPOStage))
+
     def data_seed(self, stage: Stage) -> int:
         """Seeds the order of the stage's examples; stages differ, so that two on one task do not see the same steps."""
         return self.seed * len(self.stages) + self.stages.index(stage)

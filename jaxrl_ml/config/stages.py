@@ -123,8 +123,8 @@ class LossConfig:
     """Mean over the step's tokens, mean over rows of row means, or sum over tokens / (rows · max_completion_tokens)."""
     kl: Literal["none", "k1", "k2", "k3"] = "none"
     kl_coef: float = 0.001
-    reference: Literal["run", "stage"] = "stage"
-    """The KL's reference policy is the start of the run or of the stage."""
+    reference: Literal["run", "rl", "stage"] = "stage"
+    """The KL's reference policy is the start of the run, of its first GRPO stage, or of the stage."""
     entropy_coef: float = 0.0
     importance_cap: float | None = None
     """Cap of truncated importance sampling between the trainer's and the sampler's log-probs; None is off."""
