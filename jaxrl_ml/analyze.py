@@ -1,7 +1,8 @@
-"""`python -m jaxrl_ml.analyze transfer|scaling|languages RUN…`: what evaluations say about languages, side by side.
+"""`python -m jaxrl_ml.analyze transfer|scaling|languages|skills RUN…`: what evaluations say, side by side.
 
 In: results of `python -m jaxrl_ml.evaluate`, each by its JSON file or by the run folder whose evaluations/ hold it. Several
 paths joined by commas are one model: its benchmarks, or its seeds, which `transfer` averages and `scaling` takes one by one.
+`skills` reads the records that a run keeps of its evaluations on Countdown; paths joined by commas are an arm's seeds.
 Out: tables, and in the folder `--out` their numbers as JSON and their figures as SVG. How numbers are made is told in
 `analysis/transfer.py`, `analysis/scaling_law.py` and `analysis/languages.py`.
 """
@@ -83,8 +84,8 @@ def read_table(files: Sequence[Path]) -> transfers.Table:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; raises UserError for results that are missing, broken or not of the same problems."""
-    commands = {"transfer": _transfer, "scaling": _scaling, "languages": _languages}
-    about = "Tell what evaluations say about languages, side by side."
+    commands = {"transfer": _transfer, "scaling": _scaling, "languages": _languages, "skills": _skills}
+    about = "Tell what evaluations say about languages and skills, side by side."
     tyro.extras.subcommand_cli_from_dict(commands, args=argv, prog="python -m jaxrl_ml.analyze", description=about)
 
 
@@ -236,6 +237,42 @@ def _languages(runs: Paths, name: str | None = None, out: Path = Path("runs/anal
     console.print(settings_table("thinking languages", metrics, k))
     console.print(languages_table(languages))
     _write(out, "languages", {"metrics": metrics, "by_language": languages}, {})
+
+
+def _skills(runs: Paths, out: Path = Path("runs/analysis")) -> None:
+    """Compare skills on Countdown at the end of runs: success, coverage and precision by balance and depth, and their order.
+
+    Args:
+        runs: Run folders with records/ (`Evaluation.records`); several joined by commas are the seeds of one arm.
+        out: Folder to write skills.json and the figures of each arm's first run to.
+    """
+    from jaxrl_ml.analysis import skill_plots, skill_tables
+    from jaxrl_ml.analysis.skills import history
+
+    arms = {paths: [_recorded(Path(path), history) for path in paths.split(",") if path] for paths in runs}
+    if not arms or not all(arms.values()):
+        raise UserError("no runs: give run folders whose evaluations have records=True")
+    found = {arm: skill_tables.compare(of_arm) for arm, of_arm in arms.items()}
+    orders = {arm: [skill_tables.orders(histories) for histories in of_arm] for arm, of_arm in arms.items()}
+    console, figures = Console(highlight=False, markup=False), {}
+    for metric in skill_tables.METRICS:
+        console.print(skill_tables.arms_table(found, metric))
+    console.print(skill_tables.orders_table(orders))
+    for number, of_arm in enumerate(arms.values()):
+        for kind in (skill_plots.success_by_balance, skill_plots.success_by_count, skill_plots.coverage_against_precision):
+            figure = kind(of_arm[0])
+            if figure is not None:
+                figures[f"skills-{number}-{kind.__name__}"] = figure
+    report = {arm: {"last": skill_tables.as_json(found[arm]), "orders": orders[arm]} for arm in arms}
+    _write(out, "skills", report, figures)
+
+
+def _recorded(run: Path, history: Callable[[Path], Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The histories of a run; raises UserError where it has none."""
+    found = history(run) if run.is_dir() else {}
+    if not found:
+        raise UserError(f"{run} holds no records of Countdown: give a run whose evaluations have records=True")
+    return found
 
 
 def _samples_a_problem(path: Path, records: Sequence[Mapping[str, Any]]) -> int:
