@@ -25,7 +25,15 @@ def recorded(run: Path, right: tuple[int, int]) -> Path:
     examples = [Example(str(i), "countdown/3", fields) for i, (fields, _) in enumerate(PROBLEMS)]
     for step, counts in ((0, (0, 0)), (10, right)):
         records = [
-            {"id": str(i), "task": "countdown/3", "sample": k, "reward": 0.0, "length": 1, "correct": k < count, "completion": solution if k < count else "3+4+5 2+3+20"}
+            {
+                "id": str(i),
+                "task": "countdown/3",
+                "sample": k,
+                "reward": 0.0,
+                "length": 1,
+                "correct": k < count,
+                "completion": solution if k < count else "3+4+5 2+3+20",
+            }
             for i, ((_, solution), count) in enumerate(zip(PROBLEMS, counts, strict=True))
             for k in range(4)
         ]
