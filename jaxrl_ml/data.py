@@ -342,6 +342,7 @@ def score_rows(reward: Reward, texts: Sequence[str], examples: Sequence[Example]
         language_rewards=None
         if result.language_rewards is None
         else column("language_rewards", result.language_rewards, "biuf", np.float32),
+        languages=None if result.languages is None else column("languages", result.languages, "i", np.int32),
         details={label: column(f"detail {label!r}", values, "biuf", np.float32) for label, values in result.details.items()},
     )
 

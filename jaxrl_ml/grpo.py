@@ -24,7 +24,7 @@ from jaxrl_ml.optimizer import make_optimizer
 from jaxrl_ml.programs import Programs
 from jaxrl_ml.sampler import settings_of
 from jaxrl_ml.tokenizer import Tokenizer
-from jaxrl_ml.types import Batch, Example, Params, Rollout, Scores, StepReport, TrainState, UserError
+from jaxrl_ml.types import Batch, Example, Params, Rollout, Scores, StepReport, StepReward, TrainState, UserError
 
 SAMPLING_PURPOSE = 1  # the second word of the sampling seed; evaluation has its own
 
@@ -103,6 +103,8 @@ class GRPO:
             if mixed >= stage.prompts_per_step:
                 break
         experience = merge(rounds)
+        if isinstance(stage.reward, StepReward):
+            experience = experience._replace(scores=stage.reward.over_step(experience.scores, gather_processes))
         # Told of all that was sampled, before any of it is selected: the policy's own success, not that of mixed groups.
         host = describe(experience, stage.group_size) | {"time/judge_s": judge_s, "rollout/attempts": float(len(rounds))}
         if self.trie is not None:
@@ -175,6 +177,16 @@ class GRPO:
         self.batches.close()
 
 
+def gather_processes(values: np.ndarray) -> np.ndarray:
+    """An array of equal shape from each process in, all of them out, [processes, …]. Every process must call it."""
+    if jax.process_count() == 1:
+        return values[None]
+    from jax.experimental import multihost_utils
+
+    with jax.transfer_guard("allow"):
+        return np.asarray(multihost_utils.process_allgather(values))
+
+
 def merge(rounds: list[Experience]) -> Experience:
     """Several experiences as one."""
     if len(rounds) == 1:
@@ -196,6 +208,7 @@ def merge(rounds: list[Experience]) -> Experience:
             join(timeouts),
             _join_columns([s.details for s in scores]),
             None if scores[0].language_rewards is None else join([s.language_rewards for s in scores]),
+            None if scores[0].languages is None else join([s.languages for s in scores]),
         ),
     )
 
@@ -221,6 +234,7 @@ def select(experience: Experience, groups: np.ndarray, group_size: int) -> Exper
             None if scores.timeout is None else scores.timeout[rows],
             {name: detail[rows] for name, detail in scores.details.items()},
             None if scores.language_rewards is None else scores.language_rewards[rows],
+            None if scores.languages is None else scores.languages[rows],
         ),
     )
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import jax
@@ -102,7 +102,8 @@ class Scores:
     `correct` is the raw verdict that filters read, `parts` are the named terms that make up `rewards` (logged one by one),
     `timeout` marks rows whose check was given up: not the same as wrong. `details` is what else the reward can tell of each
     row: logged as means, kept in evaluation records, no part of `rewards`. `language_rewards` is the share of `rewards` that is
-    earned by the choice of the thinking language alone; with loss.language=own it never reaches the thinking.
+    earned by the choice of the thinking language alone; with loss.language=own it never reaches the thinking. `languages` are
+    places among the stage's, for rewards whose terms are statistics of all rows that chose a language (`StepReward`).
     """
 
     rewards: np.ndarray  # f32 [B]
@@ -111,6 +112,7 @@ class Scores:
     timeout: np.ndarray | None = None  # bool [B]; None: no row timed out
     details: Mapping[str, np.ndarray] = field(default_factory=dict)  # {name: f32 [B]}
     language_rewards: np.ndarray | None = None  # f32 [B]; None: none
+    languages: np.ndarray | None = None  # int32 [B]; −1 for rows that no statistic counts; None: there are none
 
 
 class Batch(NamedTuple):
@@ -147,6 +149,21 @@ PromptFormat = Callable[[Example], "str | list[Message]"]
 
 Reward = Callable[[Sequence[str], Sequence[Example]], "Scores | np.ndarray"]
 """Scores B completions against their B examples. A plain array r is read as Scores(rewards=r, correct=r >= 1)."""
+
+
+@runtime_checkable
+class StepReward(Protocol):
+    """A reward with terms that depend on all rows of a step, which no call sees where it has chunks, rounds or processes."""
+
+    def __call__(self, texts: Sequence[str], examples: Sequence[Example]) -> Scores: ...
+
+    def over_step(self, scores: Scores, gather: Callable[[np.ndarray], np.ndarray]) -> Scores:
+        """The scores with these terms taken anew, from this process's rows of a step; all processes call it at once.
+
+        gather: an array of equal shape from each process in, [processes, …] out.
+        """
+        ...
+
 
 Task = Sequence[Example]
 """Anything with `len(task)` and `task[i]`: a list, a dataset adapter, a generator that is deterministic by index."""

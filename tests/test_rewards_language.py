@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from jaxrl_ml import cli
 from jaxrl_ml.config import LanguageConfig
+from jaxrl_ml.grpo import Experience, merge
 from jaxrl_ml.languages.detect import Detector
 from jaxrl_ml.rewards.countdown import countdown_reward
 from jaxrl_ml.rewards.language import (
@@ -25,9 +26,10 @@ from jaxrl_ml.rewards.language import (
     ExpLangReward,
     Weights,
     batch_terms,
+    language_counts,
 )
 from jaxrl_ml.rewards.maths import MathsReward
-from jaxrl_ml.types import Example, Scores, UserError
+from jaxrl_ml.types import Example, Rollout, Scores, StepReward, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 LANGUAGE = LanguageConfig("free", ("en", "zh", "de"))
@@ -160,14 +162,14 @@ def test_statistics_agree_with_the_oracle(rows):
     tagged, correct = tagged.astype(bool), correct.astype(bool)
     compliant = compliant.astype(bool) & tagged
     chosen = np.where(tagged, chosen, -1)  # as for a text without a tag
-    diversity, passed = batch_terms(chosen, group, tagged, compliant, correct)
+    diversity, passed = batch_terms(chosen, group, compliant, *language_counts(chosen, group, correct, 4))
     for b in range(len(rows)):
         mates = [i for i in range(len(rows)) if group[i] == group[b] and tagged[i]]
         counts = Counter(chosen[i] for i in mates)
         wanted = min(counts.values()) / counts[chosen[b]] if compliant[b] else 0
         assert diversity[b] == np.float32(wanted)
         assert passed[b] == (tagged[b] and any(correct[i] for i in mates if chosen[i] == chosen[b]))
-    everyone, _ = batch_terms(chosen, group, tagged, tagged, correct)
+    everyone, _ = batch_terms(chosen, group, tagged, *language_counts(chosen, group, correct, 4))
     for g in set(group[tagged]):  # where all are compliant, each language of a group gets the same: k · k_min / k
         shares = [everyone[(group == g) & (chosen == code)].sum() for code in set(chosen[(group == g) & tagged])]
         np.testing.assert_allclose(shares, shares[0], rtol=1e-5)
@@ -182,9 +184,43 @@ POOL = [
 ]  # fmt: skip
 
 
+def rollout_of(rows: int) -> Rollout:
+    return Rollout(*(np.zeros(rows, bool) for _ in Rollout._fields[:-1]))
+
+
 def columns(scores: Scores) -> dict[str, np.ndarray]:
     own = {"rewards": scores.rewards, "correct": scores.correct, "language_rewards": scores.language_rewards}
     return own | dict(scores.parts) | dict(scores.details)
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(st.lists(st.sampled_from(POOL), min_size=1, max_size=16), st.integers(0, 16), st.booleans())
+def test_the_statistics_of_a_step_do_not_depend_on_its_chunks_or_processes(texts, cut, processes):
+    reward = explang(Weights(diversity=0.3, group_pass=0.7))
+    whole = reward(texts, [P] * len(texts))
+    parts = [reward(some, [P] * len(some)) for some in (texts[:cut], texts[cut:])]
+    if processes:
+        arrays = [list(language_counts(s.languages, np.zeros(len(s.languages), int), s.correct, 3)) for s in parts]
+        found = []
+        for own in parts:
+            both = iter(zip(*arrays, strict=True))  # counts of both processes, then whether they passed
+            found.append(reward.over_step(own, lambda values, both=both: np.stack(next(both))))
+    else:
+        merged = merge([Experience([P], rollout_of(len(s.rewards)), [""] * len(s.rewards), s) for s in parts]).scores
+        found = [reward.over_step(merged, lambda values: values[None])]
+    for name, values in columns(whole).items():
+        np.testing.assert_array_equal(np.concatenate([columns(s)[name] for s in found]), values, err_msg=name)
+
+
+def test_the_loop_knows_rewards_with_statistics_from_others():
+    assert isinstance(explang(), StepReward) and not isinstance(is_five, StepReward)
+    assert not isinstance(MathsReward(), StepReward)
+
+
+def test_statistics_of_a_problem_are_left_as_they_are():
+    reward = explang(Weights(diversity=0.3, group_pass=0.7), scope="prompt")
+    scores = reward(POOL, [P] * len(POOL))
+    assert reward.over_step(scores, lambda values: pytest.fail("nothing to gather")) is scores
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)

@@ -211,6 +211,27 @@ def test_the_kl_reference_is_taken_at_the_start_that_is_named(tmp_path: Path, on
     assert [same(4), same(5)] == expected  # the ends of cold start and exploration
 
 
+def test_rewards_see_the_whole_step_whatever_its_chunks(tmp_path: Path, one_device: None) -> None:
+    whole = """
+from dataclasses import replace
+class Whole:
+    def __call__(self, texts, examples):
+        lengths = np.array(list(map(len, texts)))
+        return type(countdown_reward([], []))(np.zeros(len(texts), np.float32), lengths % 2 == 0)
+    def over_step(self, scores, gather):
+        counts = gather(np.array([len(scores.correct), scores.correct.sum()])).sum(0)
+        return replace(scores, rewards=np.full(len(scores.correct), counts[1] / counts[0], np.float32))
+stage = replace(config.stages[1], reward=Whole(), num_steps=1, sampling=replace(small, prompts_per_chunk={}))
+config = replace(config, stages=(stage,), evaluations=())
+"""
+    for chunk in (0, 4):
+        (tmp_path / f"{chunk}.py").write_text(CONFIG + whole.format(chunk))
+        assert run(tmp_path / f"{chunk}.py", tmp_path / str(chunk)) == 0
+    (first,), (second,) = (records(tmp_path / str(chunk)) for chunk in (0, 4))
+    assert first["reward/mean"] == second["reward/mean"]
+    assert 0 < first["reward/correct"] == pytest.approx(first["reward/mean"])
+
+
 def test_nonfinite_rewards_stop_the_run(
     config_file: Path, tmp_path: Path, one_device: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,11 +11,10 @@
   that carry it count, compliant or not, but only compliant ones earn the term.
 * *passed*: some completion with the same tag is correct. Neither it nor the one that earns the term need be compliant.
 
-The last two terms are statistics of the completions that one call is given: all of them (scope `step`, as the authors' code) or
-those of one problem (scope `prompt`). A call has one chunk of one round of sampling on one process, so `step` is the whole step
-only on one process, with one chunk (sampling.prompts_per_chunk=0) and without resampling; the completions of a problem are
-always together. Over a large step some completion of every language is correct: then *passed* is close to a constant, and
-teaches only to write a tag.
+The last two terms are statistics of all completions of a step (scope `step`, as the authors' code) or of those of one problem
+(scope `prompt`). A call sees one chunk of one round of sampling on one process; `over_step` takes them anew from the whole
+step, rounds that resampling leaves out included, as they show what the policy chooses as well. Over a large step some
+completion of every language is correct: then *passed* is close to a constant, and teaches only to write a tag.
 
 Departures and choices:
 
@@ -30,9 +29,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -118,12 +117,10 @@ class ExpLangReward:
         detected = self._detector()(thinking)
         compliant = detected.code == np.array(self.language.languages)[chosen]  # nothing is detected where there is no tag
         group = self._groups(examples)
-        diversity, group_pass = batch_terms(chosen, group, tagged, compliant, verdict.correct)
-
+        chosen = np.where(tagged, chosen, -1).astype(np.int32)
+        count, passed = language_counts(chosen, group, verdict.correct, len(places))
         terms = {"format": tagged, "compliance": compliant, "answer": verdict.correct}
-        terms |= {"diversity": diversity, "group_pass": group_pass}
-        weights = dataclasses.asdict(self.weights)
-        parts = {name: np.float32(weights[name]) * term.astype(np.float32) for name, term in terms.items()}
+        parts = self._weighted(terms) | self._batch_parts(chosen, group, compliant, count, passed)
         details = {
             "tagged": tagged,
             "compliant": compliant,
@@ -133,13 +130,33 @@ class ExpLangReward:
             "thinking_chars": np.array([len(completion.thinking) for completion in completions]),
         }
         return Scores(
-            rewards=np.sum(list(parts.values()), axis=0),
+            **_totals(parts),
             correct=verdict.correct,
-            parts=parts,
             timeout=verdict.timeout,
             details={**verdict.details, **{f"language/{name}": value.astype(np.float32) for name, value in details.items()}},
-            language_rewards=parts["compliance"] + parts["diversity"] + parts["group_pass"],
+            languages=chosen,
         )
+
+    def over_step(self, scores: Scores, gather: Callable[[np.ndarray], np.ndarray]) -> Scores:
+        """The scores with diversity and group pass taken from all rows of the step (`types.StepReward`)."""
+        if self.scope == "prompt":
+            return scores
+        chosen, group = scores.languages, np.zeros(len(scores.rewards), np.int64)
+        count, passed = language_counts(chosen, group, scores.correct, len(self.language.languages))
+        count, passed = gather(count).sum(0), gather(passed).any(0)
+        compliant = scores.details["language/compliant"] > 0
+        parts = {**scores.parts, **self._batch_parts(chosen, group, compliant, count, passed)}
+        return dataclasses.replace(scores, **_totals(parts))
+
+    def _batch_parts(
+        self, chosen: np.ndarray, group: np.ndarray, compliant: np.ndarray, count: np.ndarray, passed: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        diversity, group_pass = batch_terms(chosen, group, compliant, count, passed)
+        return self._weighted({"diversity": diversity, "group_pass": group_pass})
+
+    def _weighted(self, terms: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        weights = dataclasses.asdict(self.weights)
+        return {name: np.float32(weights[name]) * term.astype(np.float32) for name, term in terms.items()}
 
     def _verify(self, answers: Sequence[str], examples: Sequence[Example]) -> Scores:
         verdict = self.answer(answers, examples)
@@ -163,21 +180,36 @@ class ExpLangReward:
         return Detector(self.language.languages, self.backend)
 
 
-def batch_terms(
-    chosen: np.ndarray, group: np.ndarray, tagged: np.ndarray, compliant: np.ndarray, correct: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The unweighted diversity f32 [B] and group pass bool [B] of B rows, from the rows of the same group.
+def _totals(parts: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The fields of Scores that the parts add up to."""
+    language = parts["compliance"] + parts["diversity"] + parts["group_pass"]
+    return {"rewards": np.sum(list(parts.values()), axis=0), "parts": parts, "language_rewards": language}
 
-    chosen int [B]: the language, read where `tagged`; group int [B]: from 0; tagged, compliant, correct: bool [B].
+
+def language_counts(
+    chosen: np.ndarray, group: np.ndarray, correct: np.ndarray, num_languages: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """How many rows of each group chose each language, int [groups, languages], and whether one of them is correct, bool.
+
+    chosen int [B]: the language, or −1; group int [B]: from 0; correct: bool [B].
     """
-    diversity, group_pass = np.zeros(len(chosen), np.float32), np.zeros(len(chosen), bool)
-    rows = np.flatnonzero(tagged)
+    rows = np.flatnonzero(chosen >= 0)
     cell = group[rows], chosen[rows]
-    shape = group.max(initial=-1) + 1, chosen.max(initial=-1) + 1
+    shape = group.max(initial=0) + 1, num_languages
     count, passed = np.zeros(shape, np.int64), np.zeros(shape, bool)
     np.add.at(count, cell, 1)
     np.logical_or.at(passed, cell, correct[rows])
-    rarest = np.where(count > 0, count, len(chosen)).min(1, initial=len(chosen))
+    return count, passed
+
+
+def batch_terms(
+    chosen: np.ndarray, group: np.ndarray, compliant: np.ndarray, count: np.ndarray, passed: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The unweighted diversity f32 [B] and group pass bool [B] of B rows, from their groups' `language_counts`."""
+    diversity, group_pass = np.zeros(len(chosen), np.float32), np.zeros(len(chosen), bool)
+    rows = np.flatnonzero(chosen >= 0)
+    cell = group[rows], chosen[rows]
+    rarest = np.where(count > 0, count, np.iinfo(np.int64).max).min(1)
     diversity[rows] = compliant[rows] * rarest[group[rows]] / count[cell]
     group_pass[rows] = passed[cell]
     return diversity, group_pass
