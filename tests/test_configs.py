@@ -14,6 +14,8 @@ from jaxrl_ml.languages.tags import make_trie
 from jaxrl_ml.optimizer import make_optimizer
 from jaxrl_ml.programs import Programs
 from jaxrl_ml.sharding import make_mesh
+from jaxrl_ml.tasks.countdown.expressions import parse
+from jaxrl_ml.tasks.countdown.solver import avoids, family, solving_patterns
 from jaxrl_ml.types import Batch, Packed, Prompts, Rollout, Tags
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -108,6 +110,26 @@ def test_skills_on_qwen2p5(arm: str) -> None:
     assert config.init_from == {"1p5b": "Qwen2.5-1.5B", "3b": "Qwen2.5-3B", "7b": "Qwen2.5-7B"}[arm.removeprefix("sft_")]
     assert [(e.name, e.num_prompts) for e in config.evaluations[:2]] == [("n3", 180), ("n4", 960)]
     assert sum(len(e.task) for e in config.evaluations[:2]) == 1140, "as published"
+
+
+@pytest.mark.parametrize("arm", ["balanced", "uniform", "everything"])
+def test_the_skills_study_holds_a_family_out(arm: str) -> None:
+    config = load(CONFIGS / "skills_cpu.py", ["--arm", arm])
+    cold, rl = config.stages
+    step = len(cold.task) // 600
+    shown = [cold.task[i] for i in range(0, len(cold.task), step)] + [rl.task[i] for i in range(300)]
+    problems = [example for example in shown if example.fields["target"] != "?"]
+    patterns = {parse(example.fields["solution"]).skill.pattern for example in shown}
+    kept = all(avoids(("(A-B)*C",), e.fields["numbers"], e.fields["target"]) for e in problems)
+    assert kept == (arm != "everything")
+    families = frozenset().union(*(family("(A-B)*C", n) for n in (3, 4, 5, 6)))
+    assert bool(patterns & families) == (arm == "everything")
+    asked = {(tuple(sorted(e.fields["numbers"])), e.fields["target"]) for e in problems}
+    for evaluation in config.evaluations:
+        tests = [evaluation.task[i] for i in range(evaluation.num_prompts)]
+        assert not asked & {(tuple(sorted(e.fields["numbers"])), e.fields["target"]) for e in tests}
+        if evaluation.name.startswith("family"):
+            assert all(solving_patterns(e.fields["numbers"], e.fields["target"]) <= families for e in tests)
 
 
 @pytest.mark.parametrize("name", ["explang_cpu", "explang_qwen3_4b"])

@@ -159,6 +159,7 @@ def test_language_shares_stack_to_what_was_chosen() -> None:
         stage = "explore" if step <= 10 else "exploit"
         shares = {f"language/share/{code}": 0.8 * (i + 1) / 120 for i, code in enumerate(codes)}
         records.append({"step": step, "stage": stage, "language/share/none": 0.2, **shares})
+    records = [{"step": step, "stage": "pretraining"} for step in range(-90, 1)] + records  # of which nothing is drawn
     figure = language_shares(records, most=12)
     (axes,) = figure.axes
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
@@ -166,4 +167,4 @@ def test_language_shares_stack_to_what_was_chosen() -> None:
     top = axes.collections[-1].get_paths()[0].vertices[:, 1].max()
     assert top == pytest.approx(0.8), "what chose none is left out"
     assert [line.get_xdata()[0] for line in axes.lines] == [10.5], "the border between the stages"
-    assert "explore" in [text.get_text() for text in axes.texts]
+    assert [text.get_text() for text in axes.texts] == ["explore", "exploit"]

@@ -161,7 +161,8 @@ def language_shares(records: Records, most: int = 12) -> Figure | None:
     axes.stackplot(steps, list(areas.values()), labels=list(areas), colors=colours[: len(areas)], linewidth=0)
     style_axes(axes, percent=True)
     axes.set_ylim(0, 1)
-    spans = stages(records)
+    # A name beside the axes, of a stage before the first choice, would take the room of the areas.
+    spans = [span for span in stages(records) if steps[0] <= span[2] and span[1] <= steps[-1]]
     _mark_stages(axes, spans, [(before[2] + after[1]) / 2 for before, after in zip(spans[:-1], spans[1:], strict=True)])
     axes.set_xlim(steps[0], max(steps[-1], steps[0] + 1))
     axes.set_xlabel("step", fontsize=8, color=PALE)

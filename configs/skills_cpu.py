@@ -1,0 +1,143 @@
+"""Which skills does RL compose, in miniature: a small model learns Countdown at n = 3 and 4 and is tested up to n = 6.
+
+Command:   python tools/study.py configs/skills_cpu.py
+One arm:   python -m jaxrl_ml.train configs/skills_cpu.py --arm balanced
+Hardware:  CPU, 2 cores
+
+Demonstrations of n = 2 and 3 show the steps of a solution; GRPO then learns at n = 3 and 4, so that n = 4 is never shown. Arms:
+
+    balanced     as many problems of every canonical pattern, none that the held-out family solves
+    uniform      problems by random expression trees, none that the held-out family solves
+    everything   balanced, with the held-out family: what its problems are worth where it is not held out
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from jaxrl_ml.config import (
+    CheckpointConfig,
+    Config,
+    Evaluation,
+    GRPOStage,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    SamplingConfig,
+    SFTStage,
+)
+from jaxrl_ml.languages.phrases import solution_steps
+from jaxrl_ml.rewards.countdown import countdown_reward
+from jaxrl_ml.tasks.countdown import Balanced, Countdown, compact
+from jaxrl_ml.tasks.countdown.expressions import parse
+from jaxrl_ml.tasks.countdown.solver import avoids, family
+from jaxrl_ml.tasks.mixture import Mixture
+from jaxrl_ml.types import Example, Task
+
+HELD_OUT = ("(A-B)*C",)
+RANGES = {"max_number": 10, "test_fraction": 1 / 4}
+
+
+def demonstrate(example: Example, rng: random.Random) -> str:
+    """The steps of the solution, then the solution."""
+    steps = ",".join(
+        f"{step.left}{step.symbol}{step.right}={step.result}" for step in solution_steps(example.fields["solution"])
+    )
+    return f"<think>{steps}</think><answer>{example.fields['solution'].replace(' ', '')}</answer>"
+
+
+@dataclasses.dataclass(frozen=True)
+class Aimless(Sequence[Example]):
+    """Expressions over the numbers of problems, worked out, where any will do: they teach to write, not to reach a target."""
+
+    problems: Countdown
+    exclude: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.problems) // 100
+
+    def __getitem__(self, index: int) -> Example:
+        drawn = (self.problems[index * 100 + i] for i in range(100))
+        example = next(one for one in drawn if not self._shows(one))
+        return dataclasses.replace(
+            example, fields={**example.fields, "target": "?"}, completion=demonstrate(example, random.Random(0))
+        )
+
+    def _shows(self, example: Example) -> bool:
+        """Whether the expression is of an excluded family."""
+        pattern = parse(example.fields["solution"]).skill.pattern
+        return any(pattern in family(base, len(example.fields["numbers"])) for base in self.exclude)
+
+
+def balanced(counts: tuple[int, ...], exclude: tuple[str, ...], demonstrate: Any = None) -> Balanced:
+    return Balanced(counts, quota=1000, exclude=exclude, demonstrate=demonstrate, **RANGES)
+
+
+def uniform(counts: tuple[int, ...], exclude: tuple[str, ...], demonstrate: Any = None) -> Countdown:
+    return Countdown(counts, accept=functools.partial(avoids, exclude), demonstrate=demonstrate, **RANGES)
+
+
+def test(name: str, n: int, quota: int, count: int, require: tuple[str, ...] = ()) -> Evaluation:
+    task = Balanced((n,), quota, require=require, split="test", **RANGES)
+    sampling = SamplingConfig(max_prompt_tokens=2 * n + 4, max_completion_tokens=12 * n, temperature=1.0)
+    return Evaluation(
+        task,
+        countdown_reward,
+        name=name,
+        num_prompts=count,
+        samples_per_prompt=8,
+        prompts_per_batch=128,
+        sampling=sampling,
+        records=True,
+    )
+
+
+def supervised(task: Task, exclude: tuple[str, ...]) -> SFTStage:
+    optimizer = OptimizerConfig(learning_rate=2e-3, warmup_steps=20, schedule="cosine", final_fraction=0.1)
+    task = Mixture((task, Aimless(Countdown((2, 3, 4, 5, 6), seed=1, **RANGES), exclude)), (1, 1), size=10**6)
+    return SFTStage(task, name="cold_start", num_steps=700, batch_size=16, sequence_length=192, optimizer=optimizer)
+
+
+def reinforced(task: Task) -> GRPOStage:
+    return GRPOStage(
+        task,
+        countdown_reward,
+        num_steps=300,
+        prompts_per_step=32,
+        group_size=16,
+        num_microbatches=4,
+        sampling=SamplingConfig(max_prompt_tokens=12, max_completion_tokens=48),
+        loss=LossConfig(clip_high=0.28, entropy_coef=0.005),
+        optimizer=OptimizerConfig(learning_rate=4e-4, warmup_steps=8),
+    )
+
+
+def experiment(demonstrated: Task, problems: Task, exclude: tuple[str, ...]) -> Config:
+    return Config(
+        run_dir="runs/skills_cpu",
+        tokenizer=(*map(str, range(100)), *"+-*/():=,? ", " = ", "<think>", "</think>", "<answer>", "</answer>"),
+        model=ModelConfig(family="qwen3", num_layers=2, embed_dim=128, mlp_dim=384, num_heads=4, num_kv_heads=4, head_dim=32),
+        prompt_format=compact,
+        stages=(supervised(demonstrated, exclude), reinforced(problems)),
+        evaluations=(
+            test("n3", 3, 10, 128),
+            test("n4", 4, 3, 256),
+            test("n5", 5, 1, 256),
+            test("n6", 6, 1, 128),
+            test("family_n3", 3, 64, 48, HELD_OUT),
+            test("family_n4", 4, 32, 128, HELD_OUT),
+        ),
+        eval_every_steps=350,
+        checkpoint=CheckpointConfig(every_steps=100, keep=1),
+    )
+
+
+arms = {
+    "balanced": experiment(balanced((2, 3), HELD_OUT, demonstrate), balanced((3, 4), HELD_OUT), HELD_OUT),
+    "uniform": experiment(uniform((2, 3), HELD_OUT, demonstrate), uniform((3, 4), HELD_OUT), HELD_OUT),
+    "everything": experiment(balanced((2, 3), (), demonstrate), balanced((3, 4), ()), ()),
+}
