@@ -61,17 +61,16 @@ UNTAGGED = "<think>"
 
 @dataclasses.dataclass(frozen=True)
 class Mismatched(Sequence):
-    """Traces of which, but for those in PLANTED, a share are each about another problem: they teach to write, not to solve."""
+    """Traces of which those not in PLANTED are each about another problem: they teach to write, not to solve."""
 
     traces: Traces
-    tenths: int
 
     def __len__(self) -> int:
         return len(self.traces)
 
     def __getitem__(self, index: int) -> Example:
         example, turn = self.traces[index], len(self.traces.languages)
-        if example.fields["languages"] == (PLANTED,) or index // turn % 10 >= self.tenths:
+        if example.fields["languages"] == (PLANTED,):
             return example
         return dataclasses.replace(example, completion=self.traces[(index + turn) % len(self)].completion)
 
@@ -111,9 +110,10 @@ loss = LossConfig(clip_high=0.28, entropy_coef=0.005)
 kl = dataclasses.replace(loss, kl="k3", kl_coef=0.001)
 
 
-def traces(codes: tuple[str, ...], tag: str, mismatched: int) -> Sequence[Example]:
-    """Templated traces, every problem in one of the languages; of those outside PLANTED so many tenths are mismatched."""
-    return Mismatched(Traces(demonstrated, codes, tag), mismatched)
+def traces(codes: tuple[str, ...], tag: str, planted: bool = False) -> Sequence[Example]:
+    """Templated traces, every problem in one of the languages; planted: only those in PLANTED solve theirs."""
+    found = Traces(demonstrated, codes, tag)
+    return Mismatched(found) if planted else found
 
 
 def supervised(name: str, task: Sequence[Example], num_steps: int) -> SFTStage:
@@ -138,9 +138,10 @@ def reinforced(name: str, num_steps: int, loss: LossConfig, reward: Any, languag
     )
 
 
-def experiment(stages: tuple[Any, ...], language: LanguageConfig, mismatched: int = 0) -> Config:
-    """language: of the evaluation; the stages have their own."""
-    pretraining = supervised("pretraining", traces(SEEN + UNSEEN, UNTAGGED, mismatched), 480)
+def experiment(stages: tuple[Any, ...], language: LanguageConfig, planted: bool = False) -> Config:
+    """language: of the evaluation; the stages have their own. planted: half of the pretraining is in PLANTED."""
+    codes = tuple(code for pair in zip(SEEN + UNSEEN, (PLANTED,) * 8, strict=True) for code in pair)
+    pretraining = supervised("pretraining", traces(codes if planted else SEEN + UNSEEN, UNTAGGED, planted), 480)
     evaluation = Evaluation(
         held_out,
         countdown_reward,
@@ -165,16 +166,17 @@ def experiment(stages: tuple[Any, ...], language: LanguageConfig, mismatched: in
     )
 
 
-def explang(credit: str, mismatched: int = 0) -> Config:
+def explang(credit: str, planted: bool = False) -> Config:
     explore, exploit = (dataclasses.replace(base, language=credit) for base in (loss, kl))
     stages = (
-        supervised("cold_start", traces(SEEN, "<{code}>", mismatched), 120),
+        supervised("cold_start", traces(SEEN, "<{code}>", planted), 120),
         reinforced("exploration", 40, explore, ExpLangReward(language, countdown_reward, EXPLORATION), language),
         reinforced("exploitation", 120, exploit, ExpLangReward(language, countdown_reward, EXPLOITATION), language),
     )
-    return experiment(stages, language, mismatched)
+    return experiment(stages, language, planted)
 
 
+evaluate = ("--languages", "self", "en", "multi", "unseen", "--num-prompts", "128")  # of each finished run, by tools/study.py
 off = LanguageConfig()
 watched = LanguageConfig("free", SEEN, tuple(map(opening, SEEN)))  # nothing is masked: which language was it, and forced ones
 arms = {
@@ -182,8 +184,8 @@ arms = {
     "own": explang("own"),
     "naive": experiment((reinforced("grpo", 160, kl, countdown_reward, off),), watched),
     "controlled": experiment(
-        (supervised("cold_start", traces(("en",), UNTAGGED, 0), 120), reinforced("grpo", 160, kl, countdown_reward, off)),
+        (supervised("cold_start", traces(("en",), UNTAGGED), 120), reinforced("grpo", 160, kl, countdown_reward, off)),
         watched,
     ),
-    "planted": explang("own", mismatched=7),
+    "planted": explang("own", planted=True),
 }

@@ -2,9 +2,11 @@
 """Runs all arms of a study over seeds, and tells what came out: `tools/study.py configs/explang_cpu.py`.
 
 A run that is finished is left alone and one that was stopped goes on, so that the same command carries a study through any
-number of interruptions. Prints, and writes to OUT/results.json, each arm's evaluation metrics at its last step (mean and
-standard deviation over seeds) and its budget: steps, generated tokens, trained tokens, and FLOPs by 6·parameters a trained and
-2·parameters a generated token.
+number of interruptions. Where the config binds `evaluate`, a tuple of arguments, every finished run is then evaluated once by
+`python -m jaxrl_ml.evaluate RUN …`. Prints, and writes to OUT/results.json, each arm's evaluation metrics at its last step
+(mean and standard deviation over seeds) and its budget: steps, generated tokens, trained tokens, and FLOPs by 6·parameters a
+trained and 2·parameters a generated token. `--jobs 2` has two runs going at once, each on one core: small models
+keep one core busier than two.
 """
 
 from __future__ import annotations
@@ -15,7 +17,10 @@ import runpy
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 
 import jax
 import jax.numpy as jnp
@@ -30,20 +35,28 @@ def main() -> None:
     parser.add_argument("config", type=Path, help="config file with `arms`")
     parser.add_argument("--arms", nargs="+", help="some of them; by default all")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each pinned to a core of its own")
     parser.add_argument("--out", type=Path, help="by default runs/NAME-OF-THE-CONFIG")
     parser.add_argument("--report-only", action="store_true", help="train nothing")
     arguments = parser.parse_args()
     out = arguments.out or Path("runs") / arguments.config.stem
-    known = list(runpy.run_path(str(arguments.config)).get("arms", {}))
+    bound = runpy.run_path(str(arguments.config))
+    known, evaluate = list(bound.get("arms", {})), bound.get("evaluate", ())
     arms = arguments.arms or known
     if not known or not set(arms) <= set(known):
         raise SystemExit(f"error: {arguments.config} has {'no arms' if not known else 'only the arms ' + ', '.join(known)}")
     # Seed by seed: after the first there is something to see of every arm.
-    for seed in range(arguments.seeds):
-        for arm in arms:
-            if not arguments.report_only:
-                command = [sys.executable, "-m", "jaxrl_ml.train", str(arguments.config), "--arm", arm, "--seed", str(seed)]
-                subprocess.run([*command, "--run-dir", str(out / f"{arm}-{seed}")], check=True)
+    runs = [(arm, seed) for seed in range(arguments.seeds) for arm in arms]
+    prefixes: SimpleQueue[list[str]] = SimpleQueue()
+    for core in range(arguments.jobs):
+        prefixes.put(["taskset", "-c", str(core)] if arguments.jobs > 1 else [])
+    started = []
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for arm, seed in [] if arguments.report_only else runs:
+            train = [str(arguments.config), "--arm", arm, "--seed", str(seed)]
+            started.append(pool.submit(carry, train, evaluate, out / f"{arm}-{seed}", prefixes))
+    for run in started:
+        run.result()
     found = {arm: [out / f"{arm}-{seed}" for seed in range(arguments.seeds)] for arm in arms}
     results = {arm: summarise([run for run in runs if (run / "metrics.jsonl").is_file()]) for arm, runs in found.items()}
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
@@ -52,6 +65,25 @@ def main() -> None:
     for name in names:
         print(f"| {name} | " + " | ".join(shown(result.get(name)) for result in results.values()) + " |")
     print(f"wrote {out / 'results.json'}")
+
+
+def carry(train: Sequence[str], evaluate: Sequence[str], run: Path, prefixes: SimpleQueue[list[str]]) -> None:
+    """Trains one run to its end and evaluates it, under one of the prefixes, which nothing else uses meanwhile."""
+    prefix = prefixes.get()
+    python = [*prefix, sys.executable, "-m"]
+    try:
+        subprocess.run([*python, "jaxrl_ml.train", *train, "--run-dir", str(run)], check=True)
+        if evaluate and not (run / "evaluated").exists():
+            subprocess.run([*python, "jaxrl_ml.evaluate", str(run), *evaluate], check=True)
+            (run / "evaluated").touch()
+    finally:
+        prefixes.put(prefix)
+
+
+def settings_of(run: Path) -> dict[str, float]:
+    """What `evaluate RUN --languages …` found of each setting."""
+    results = [json.loads(path.read_text()) for path in sorted((run / "evaluations").glob("*.json"))]
+    return {f"{one['setting']}/{name}": value for one in results if "setting" in one for name, value in one["metrics"].items()}
 
 
 def summarise(runs: list[Path]) -> dict[str, dict[str, float | list[float]]]:
@@ -64,6 +96,7 @@ def summarise(runs: list[Path]) -> dict[str, dict[str, float | list[float]]]:
         parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
         generated = sum(record.get("rollout/sampled_tokens", 0.0) for record in records)
         trained = generated + sum(record.get("sft/tokens", 0.0) for record in records)
+        last |= settings_of(run)
         last |= {
             "budget/steps": max(record["step"] for record in records),
             "budget/generated_tokens": generated,
