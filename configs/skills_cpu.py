@@ -99,19 +99,19 @@ def test(name: str, n: int, quota: int, count: int, require: tuple[str, ...] = (
 def supervised(task: Task, exclude: tuple[str, ...]) -> SFTStage:
     optimizer = OptimizerConfig(learning_rate=2e-3, warmup_steps=20, schedule="cosine", final_fraction=0.1)
     task = Mixture((task, Aimless(Countdown((2, 3, 4, 5, 6), seed=1, **RANGES), exclude)), (1, 1), size=10**6)
-    return SFTStage(task, name="cold_start", num_steps=700, batch_size=16, sequence_length=192, optimizer=optimizer)
+    return SFTStage(task, name="cold_start", num_steps=1000, batch_size=16, sequence_length=192, optimizer=optimizer)
 
 
 def reinforced(task: Task) -> GRPOStage:
     return GRPOStage(
         task,
         countdown_reward,
-        num_steps=300,
+        num_steps=200,
         prompts_per_step=32,
         group_size=16,
         num_microbatches=4,
         sampling=SamplingConfig(max_prompt_tokens=12, max_completion_tokens=48),
-        loss=LossConfig(clip_high=0.28, entropy_coef=0.005),
+        loss=LossConfig(clip_high=0.28, filter="resample"),
         optimizer=OptimizerConfig(learning_rate=4e-4, warmup_steps=8),
     )
 
@@ -126,12 +126,12 @@ def experiment(demonstrated: Task, problems: Task, exclude: tuple[str, ...]) -> 
         evaluations=(
             test("n3", 3, 10, 128),
             test("n4", 4, 3, 256),
-            test("n5", 5, 1, 256),
-            test("n6", 6, 1, 128),
+            test("n5", 5, 1, 128),
+            test("n6", 6, 1, 96),
             test("family_n3", 3, 64, 48, HELD_OUT),
             test("family_n4", 4, 32, 128, HELD_OUT),
         ),
-        eval_every_steps=350,
+        eval_every_steps=100,
         checkpoint=CheckpointConfig(every_steps=100, keep=1),
     )
 
