@@ -39,6 +39,7 @@ from jaxrl_ml.tasks.mixture import Mixture
 from jaxrl_ml.types import Example, Task
 
 HELD_OUT = ("(A-B)*C",)
+COLD_START, RL = {2: 134, 3: 1668}, {3: 1668, 4: 21_529}  # problems that the balanced arm has of each count
 RANGES = {"max_number": 10, "test_fraction": 1 / 4}
 
 
@@ -77,8 +78,11 @@ def balanced(counts: tuple[int, ...], exclude: tuple[str, ...], demonstrate: Any
     return Balanced(counts, quota=1000, exclude=exclude, demonstrate=demonstrate, **RANGES)
 
 
-def uniform(counts: tuple[int, ...], exclude: tuple[str, ...], demonstrate: Any = None) -> Countdown:
-    return Countdown(counts, accept=functools.partial(avoids, exclude), demonstrate=demonstrate, **RANGES)
+def uniform(sizes: dict[int, int], exclude: tuple[str, ...], demonstrate: Any = None) -> Mixture:
+    """So many problems of each count of numbers, by random trees."""
+    avoid = functools.partial(avoids, exclude)
+    parts = [Countdown((n,), size=size, accept=avoid, demonstrate=demonstrate, **RANGES) for n, size in sizes.items()]
+    return Mixture(parts, list(sizes.values()))
 
 
 def test(name: str, n: int, quota: int, count: int, require: tuple[str, ...] = ()) -> Evaluation:
@@ -138,6 +142,6 @@ def experiment(demonstrated: Task, problems: Task, exclude: tuple[str, ...]) -> 
 
 arms = {
     "balanced": experiment(balanced((2, 3), HELD_OUT, demonstrate), balanced((3, 4), HELD_OUT), HELD_OUT),
-    "uniform": experiment(uniform((2, 3), HELD_OUT, demonstrate), uniform((3, 4), HELD_OUT), HELD_OUT),
+    "uniform": experiment(uniform(COLD_START, HELD_OUT, demonstrate), uniform(RL, HELD_OUT), HELD_OUT),
     "everything": experiment(balanced((2, 3), (), demonstrate), balanced((3, 4), ()), ()),
 }

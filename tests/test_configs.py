@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -110,6 +111,14 @@ def test_skills_on_qwen2p5(arm: str) -> None:
     assert config.init_from == {"1p5b": "Qwen2.5-1.5B", "3b": "Qwen2.5-3B", "7b": "Qwen2.5-7B"}[arm.removeprefix("sft_")]
     assert [(e.name, e.num_prompts) for e in config.evaluations[:2]] == [("n3", 180), ("n4", 960)]
     assert sum(len(e.task) for e in config.evaluations[:2]) == 1140, "as published"
+
+
+def test_the_skills_study_has_as_many_problems_of_a_count_uniform_as_balanced() -> None:
+    balanced, uniform = (load(CONFIGS / "skills_cpu.py", ["--arm", arm]).stages for arm in ("balanced", "uniform"))
+    wanted = Counter(balanced[1].task[i].task for i in range(len(balanced[1].task)))
+    assert wanted == {f"countdown/{len(part[0].fields['numbers'])}": len(part) for part in uniform[1].task.tasks}
+    demonstrated = [stage.task.tasks[0] for stage in (balanced[0], uniform[0])]
+    assert len(demonstrated[0]) == len(demonstrated[1])
 
 
 @pytest.mark.parametrize("arm", ["balanced", "uniform", "everything"])
