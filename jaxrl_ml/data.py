@@ -188,8 +188,12 @@ def _share(setting: str, total: int, process_count: int) -> int:
 
 
 def _blocks(task: Task, size: int, seed: int, process_index: int, process_count: int) -> grain.MapDataset[list[Example]]:
-    """The shuffled, repeated task in blocks of `size` examples; process p has every process_count-th block from the p-th."""
-    length = len(task)
+    """The shuffled, repeated task in blocks of `size` examples; process p has every process_count-th block from the p-th.
+
+    A task may have `together`: so many examples that follow each other are shuffled as one.
+    """
+    together = getattr(task, "together", 1)
+    length = len(task) // together
     if not 0 < length < 2**32:
         raise UserError(f"a task of {length} examples cannot be shuffled; give it 1 to {2**32 - 1}")
     first_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])  # so that epoch 1 of a seed is not epoch 0 of the next
@@ -198,9 +202,11 @@ def _blocks(task: Task, size: int, seed: int, process_index: int, process_count:
         # What MapDataset.shuffle().repeat().batch() does, by the same permutation, at a tenth of its cost per example.
         found = []
         for position in range(number * size, (number + 1) * size):
-            epoch, place = divmod(position, length)
+            unit, part = divmod(position, together)
+            epoch, place = divmod(unit, length)
             epoch_seed = (first_seed + epoch) % 2**32
-            found.append(task[grain.experimental.index_shuffle(place, max_index=length - 1, seed=epoch_seed, rounds=4)])
+            drawn = grain.experimental.index_shuffle(place, max_index=length - 1, seed=epoch_seed, rounds=4)
+            found.append(task[drawn * together + part])
         return found
 
     return grain.MapDataset.range(process_index, sys.maxsize // size, process_count).map(block)
