@@ -46,7 +46,7 @@ from jaxrl_ml.config import (
     SamplingConfig,
     SFTStage,
 )
-from jaxrl_ml.languages.phrases import countdown_problem, phrase
+from jaxrl_ml.languages.phrases import countdown_problem, pieces
 from jaxrl_ml.rewards.countdown import countdown_reward
 from jaxrl_ml.rewards.language import EXPLOITATION, EXPLORATION, ExpLangReward
 from jaxrl_ml.tasks.countdown import Countdown
@@ -57,6 +57,7 @@ SEEN = ("en", "zh", "es", "ru", "ar", "hi")
 UNSEEN = ("de", "sw")
 PLANTED = "ru"
 UNTAGGED = "<think>"
+TRACE = ("countdown.first", "countdown.then", "countdown.done")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,24 +81,17 @@ def state(example: Example) -> str:
     return countdown_problem("en", example.fields["numbers"], example.fields["target"])
 
 
-def fragments(text: str) -> list[str]:
-    return [piece for piece in text.split("\0") if piece]
-
-
 def vocabulary() -> tuple[str, ...]:
     """Numbers, operators, and the texts between the slots of the phrases, each a token: a trace is as long in any language."""
     tokens = [*map(str, range(100)), *"+-*/() ", " = ", " + ", " - ", " * ", " / ", ", ", UNTAGGED]
     tokens += ["</think>\n<answer> ", " </answer>", *(f"<{code}>" for code in SEEN)]
-    tokens += fragments(countdown_problem("en", ("\1",), "\0").replace("\1", "\0"))
-    for code in SEEN + UNSEEN:
-        for name in ("first", "then", "done"):
-            tokens += fragments(phrase(f"countdown.{name}", code, equation="\0", value="\0"))
+    tokens += pieces(("countdown.problem",), ("en",)) + pieces(TRACE, SEEN + UNSEEN)
     return tuple(dict.fromkeys(tokens))
 
 
 def opening(code: str) -> str:
     """What untagged thinking in a language starts with: by this it can be made to, where no tag is known to the model."""
-    return UNTAGGED + phrase("countdown.first", code, equation="\0").partition("\0")[0]
+    return UNTAGGED + pieces(TRACE, (code,))[0]
 
 
 problems = Countdown(num_numbers=(3,), max_number=20)

@@ -3,17 +3,19 @@
 In: results of `python -m jaxrl_ml.evaluate`, each by its JSON file or by the run folder whose evaluations/ hold it. Several
 paths joined by commas are one model: its benchmarks, or its seeds, which `transfer` averages and `scaling` takes one by one.
 `skills` reads the records that a run keeps of its evaluations on Countdown; paths joined by commas are an arm's seeds.
-Out: tables, and in the folder `--out` their numbers as JSON and their figures as SVG. How numbers are made is told in
-`analysis/transfer.py`, `analysis/scaling_law.py` and `analysis/languages.py`.
+Out: tables, and in the folder `--out` their numbers as JSON, their figures as SVG, and COMMAND.html with both, which needs no
+network. How numbers are made is told in `analysis/transfer.py`, `analysis/scaling_law.py` and `analysis/languages.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +31,7 @@ from jaxrl_ml.analysis.scaling_law import Law, Run, budget_differences, language
 from jaxrl_ml.cli import run_command
 from jaxrl_ml.languages.settings import ENGLISH
 from jaxrl_ml.metrics import plain, visible
+from jaxrl_ml.report import html_page
 from jaxrl_ml.types import UserError
 
 if TYPE_CHECKING:
@@ -41,7 +44,8 @@ Paths = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="
 def find_results(paths: str, name: str | None) -> list[Path]:
     """The result files that paths joined by commas stand for: a file itself, a run folder its one result, or that of `name`.
 
-    Raises UserError where there is no such path, and where a folder has no result or several.
+    A `name` with * in it is a shell pattern: all of a folder's results that it fits are taken. Raises UserError where there is
+    no such path, and where a folder has no result or several.
     """
     found = []
     for path in map(Path, filter(None, paths.split(","))):
@@ -49,14 +53,16 @@ def find_results(paths: str, name: str | None) -> list[Path]:
             found.append(path)
             continue
         results = sorted((path / "evaluations").glob("*.json"))
+        many = name is not None and "*" in name
         if name is not None:
-            results = [file for file in results if re.fullmatch(re.escape(name) + r"(-\d+)?", file.stem)]
+            pattern = fnmatch.translate(name) if many else re.escape(name) + r"(-\d+)?"
+            results = [file for file in results if re.fullmatch(pattern, file.stem)]
         if not path.is_dir():
             raise UserError(f"no file or folder {path}: give a run folder or a JSON file of python -m jaxrl_ml.evaluate")
         if not results:
             wanted = "" if name is None else f" of {name}"
             raise UserError(f"{path} has no evaluations/*.json{wanted}: run python -m jaxrl_ml.evaluate {path} first")
-        if len(results) > 1:
+        if len(results) > 1 and not many:
             names = ", ".join(file.name for file in results[:6])
             raise UserError(f"{path} has {len(results)} results ({names}); choose with --name, or give the file")
         found += results
@@ -105,7 +111,7 @@ def _transfer(
         base: The model before training, given likewise.
         train: Languages of the training, such as en.
         unseen: Languages to compare them with; by default all others of the results.
-        name: Evaluation to take from a folder that has several.
+        name: Evaluation to take from a folder that has several; with * in it, all that it matches, such as 'math500-*'.
         out: Folder to write transfer.json and transfer*.svg to.
         seed: Of the bootstrap.
     """
@@ -116,7 +122,7 @@ def _transfer(
     before = read_table(find_results(base, name))
     tables = [read_table(find_results(run, name)) for run in runs]
     found = [transfers.transfer(before, table, train, unseen, seed=seed) for table in tables]
-    console = Console(highlight=False, markup=False)
+    console = _console()
     for one in found:
         console.print(_cells_table(one))
     console.print(_index_table(found))
@@ -124,7 +130,7 @@ def _transfer(
         if one.refusal:
             console.print(f"no index: {visible(one.model)}: {one.refusal}")
     figures = {f"transfer-{i}" if i else "transfer": gains_figure(one) for i, one in enumerate(found)}
-    _write(out, "transfer", {"base": before.source, "train": train, "models": found}, figures)
+    _write(out, "transfer", {"base": before.source, "train": train, "models": found}, figures, console)
 
 
 def _scaling(
@@ -165,7 +171,7 @@ def _scaling(
         raise UserError(f"--test {' '.join(test)}: name languages of the results in which no run trained ({' '.join(seen)})")
     measures, refusals = measure(runs, test, before, train, seed=seed)
     report: dict[str, Any] = {"test": test, "train": train, "base": base, "index_refused": refusals}
-    console, figures = Console(highlight=False, markup=False), {}
+    console, figures = _console(), {}
     for name_of, (f, draws) in measures.items():
         laws, percent = laws_of_arms(runs, f, draws, seed), name_of == "accuracy"
         for arm, one in laws.items():
@@ -181,7 +187,7 @@ def _scaling(
         console.print(f"accuracy at X = {level}, growing − fixed budget: {_span(change, _percent)}")
     report["by_language"] = language_curves(runs, seed=seed)
     figures["scaling-languages"] = languages_figure(report["by_language"], seen)
-    _write(out, "scaling", report, figures)
+    _write(out, "scaling", report, figures, console)
 
 
 def _read_runs(arm: str, texts: Sequence[str], name: str | None) -> list[Run]:
@@ -233,10 +239,10 @@ def _languages(runs: Paths, name: str | None = None, out: Path = Path("runs/anal
                 raise UserError(f"{path} and {english} are not of the same problems: evaluate them again, or apart") from error
             metrics[label] |= zip(("win", "tie", "lose"), wins, strict=True)
         languages[label] = by_language(records)
-    console = Console(highlight=False)
+    console = _console()
     console.print(settings_table("thinking languages", metrics, k))
     console.print(languages_table(languages))
-    _write(out, "languages", {"metrics": metrics, "by_language": languages}, {})
+    _write(out, "languages", {"metrics": metrics, "by_language": languages}, {}, console)
 
 
 def _skills(runs: Paths, out: Path = Path("runs/analysis")) -> None:
@@ -254,7 +260,7 @@ def _skills(runs: Paths, out: Path = Path("runs/analysis")) -> None:
         raise UserError("no runs: give run folders whose evaluations have records=True")
     found = {arm: skill_tables.compare(of_arm) for arm, of_arm in arms.items()}
     orders = {arm: [skill_tables.orders(histories) for histories in of_arm] for arm, of_arm in arms.items()}
-    console, figures = Console(highlight=False, markup=False), {}
+    console, figures = _console(), {}
     for metric in skill_tables.METRICS:
         console.print(skill_tables.arms_table(found, metric))
     console.print(skill_tables.orders_table(orders))
@@ -264,7 +270,7 @@ def _skills(runs: Paths, out: Path = Path("runs/analysis")) -> None:
             if figure is not None:
                 figures[f"skills-{number}-{kind.__name__}"] = figure
     report = {arm: {"last": skill_tables.as_json(found[arm]), "orders": orders[arm]} for arm in arms}
-    _write(out, "skills", report, figures)
+    _write(out, "skills", report, figures, console)
 
 
 def _recorded(run: Path, history: Callable[[Path], Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -358,17 +364,26 @@ def _law_tables(title: str, found: Law, percent: bool) -> list[Table]:
     return [means, fitted, forms] if found.alternatives else [means, fitted]
 
 
-def _write(out: Path, name: str, report: Any, figures: Mapping[str, Figure]) -> None:
+def _write(out: Path, name: str, report: Any, figures: Mapping[str, Figure], console: Console) -> None:
+    """The report as JSON, the figures, and a page of them and of all that the console was shown."""
     from jaxrl_ml.analysis.plots import to_svg
 
     texts = {f"{name}.json": json.dumps(plain(_told(report)), indent=1, ensure_ascii=False, allow_nan=False) + "\n"}
     texts |= {f"{stem}.svg": to_svg(figure) for stem, figure in figures.items()}
+    tables = f"<pre>{escape(console.export_text())}</pre>"
+    parts = [f"<h1>{name}</h1>", *(texts[f"{stem}.svg"] for stem in figures), tables]
+    texts[f"{name}.html"] = html_page(name, parts)
     out.mkdir(parents=True, exist_ok=True)
     for file, text in texts.items():
         temporary = out / (file + ".tmp")
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(out / file)
         print(f"wrote {out / file}")
+
+
+def _console() -> Console:
+    """Shows, and remembers what it showed."""
+    return Console(highlight=False, markup=False, record=True)
 
 
 def _told(value: Any) -> Any:

@@ -33,7 +33,7 @@ from rich.table import Table
 from jaxrl_ml.cli import load, resolved, run_command
 from jaxrl_ml.config import Config, Evaluation, GRPOStage, LanguageConfig
 from jaxrl_ml.languages.detect import Detector
-from jaxrl_ml.languages.phrases import LANGUAGES
+from jaxrl_ml.languages.phrases import LANGUAGES, OPENINGS
 from jaxrl_ml.languages.settings import Asked
 from jaxrl_ml.languages.thinking import CLOSE
 from jaxrl_ml.metrics import plain, visible
@@ -44,29 +44,6 @@ from jaxrl_ml.types import Example, Task, UserError, require
 if TYPE_CHECKING:
     from jaxrl_ml.evaluate import StoredModel
 
-OPENINGS: dict[str, str] = {
-    "en": "Okay, let me think about this step by step.",
-    "zh": "好的，让我一步一步地思考这个问题。",
-    "es": "De acuerdo, voy a pensarlo paso a paso.",
-    "fr": "D'accord, je vais y réfléchir étape par étape.",
-    "de": "Gut, ich denke Schritt für Schritt darüber nach.",
-    "ja": "では、この問題を順を追って考えてみます。",
-    "ru": "Хорошо, давайте подумаем над этим шаг за шагом.",
-    "it": "Va bene, ci ragiono un passo alla volta.",
-    "pt": "Certo, vou pensar nisso passo a passo.",
-    "ko": "좋아요, 이 문제를 차근차근 생각해 보겠습니다.",
-    "ar": "حسنًا، سأفكر في هذه المسألة خطوة بخطوة.",
-    "th": "เอาล่ะ มาคิดเรื่องนี้ทีละขั้นตอนกัน",
-    "vi": "Được rồi, tôi sẽ suy nghĩ về bài này từng bước một.",
-    "id": "Baiklah, saya akan memikirkan soal ini langkah demi langkah.",
-    "he": "טוב, אחשוב על זה צעד אחר צעד.",
-    "ro": "Bine, mă voi gândi la asta pas cu pas.",
-    "sw": "Sawa, nitafikiri kuhusu swali hili hatua kwa hatua.",
-    "bn": "ঠিক আছে, আমি এটা নিয়ে ধাপে ধাপে চিন্তা করব।",
-    "te": "సరే, నేను దీని గురించి దశలవారీగా ఆలోచిస్తాను.",
-    "hi": "ठीक है, मैं इस पर कदम दर कदम सोचूँगा।",
-}
-"""What thinking in each language is made to start with."""
 _TEMPLATES_AT_A_TIME = 256
 
 

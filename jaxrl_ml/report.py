@@ -57,6 +57,17 @@ def write_report(run_dir: Path) -> Path:
     return path
 
 
+def html_page(title: str, parts: Sequence[str]) -> str:
+    """A page that needs no network and no script, and may have neither; title and parts are HTML already."""
+    body = "\n".join(parts)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">\n"""
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title><style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
+    )
+
+
 def final_evaluations(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, int, dict[str, float]]]:
     """(evaluation, stage, step, {metric: value}) of every evaluation before the run's first step and last in every stage."""
     start = records[0]["step"]
@@ -119,13 +130,7 @@ def _page(run_dir: Path, records: Sequence[Mapping[str, Any]], samples: Sequence
     if config:
         text = escape(visible(json.dumps(config, indent=1, ensure_ascii=False)))
         parts.append(f"<h2>Configuration</h2><details><summary>config.json</summary><pre>{text}</pre></details>")
-    body = "\n".join(parts)
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">\n"""
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{name}</title><style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
-    )
+    return html_page(name, parts)
 
 
 def _config(run_dir: Path) -> dict[str, Any]:

@@ -114,6 +114,9 @@ def test_scaling(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert list(report["by_language"]["sw"]) == ["growing", "fixed"] and len(report["by_language"]) == len(LANGUAGES)
     for name in ("scaling-accuracy.svg", "scaling-mti.svg", "scaling-languages.svg"):
         assert drawing(results / "out" / name).count("path") > 30
+    page = (results / "out" / "scaling.html").read_text()
+    assert page.count("<svg") == 3 and "β, log-log" in page and "accuracy at X = 2" in page
+    assert "<script" not in page and "default-src 'none'" in page
 
 
 def test_scaling_without_a_base_or_with_a_weak_one(results: Path, capsys: pytest.CaptureFixture[str]) -> None:

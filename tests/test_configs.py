@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from jaxrl_ml.cli import first_difference, load, resolved
-from jaxrl_ml.config import Config, GRPOStage, ModelConfig, SFTStage
+from jaxrl_ml.config import Config, Evaluation, GRPOStage, ModelConfig, SFTStage
 from jaxrl_ml.languages.tags import make_trie
 from jaxrl_ml.optimizer import make_optimizer
 from jaxrl_ml.programs import Programs
 from jaxrl_ml.sharding import make_mesh
 from jaxrl_ml.tasks.countdown.expressions import parse
 from jaxrl_ml.tasks.countdown.solver import avoids, family, solving_patterns
-from jaxrl_ml.types import Batch, Packed, Prompts, Rollout, Tags
+from jaxrl_ml.types import Batch, Example, Packed, Prompts, Rollout, Tags
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 QWEN3_4B = ModelConfig(
@@ -111,6 +111,56 @@ def test_skills_on_qwen2p5(arm: str) -> None:
     assert config.init_from == {"1p5b": "Qwen2.5-1.5B", "3b": "Qwen2.5-3B", "7b": "Qwen2.5-7B"}[arm.removeprefix("sft_")]
     assert [(e.name, e.num_prompts) for e in config.evaluations[:2]] == [("n3", 180), ("n4", 960)]
     assert sum(len(e.task) for e in config.evaluations[:2]) == 1140, "as published"
+
+
+@pytest.mark.parametrize("arm", ["x1", "x2", "x4", "x8", "fixed_x2", "fixed_x4", "fixed_x8"])
+def test_parallel_on_qwen2p5_7b(arm: str) -> None:
+    config = load(CONFIGS / "parallel_qwen2p5_7b.py", ["--arm", arm])
+    ((stage, found),) = check_stages(config, QWEN2P5["7b"]).items()
+    assert stage == "grpo" and "policy/kl" in found
+    (grpo,), x = config.stages, int(arm[-1])
+    assert grpo.num_steps == 100 * (x if arm.startswith("x") else 1)
+    check_trie(config.evaluations[0])
+
+
+def check_trie(evaluation: Evaluation) -> None:
+    """Every language that is asked for can be told from how its thinking is made to start."""
+    trie = make_trie(evaluation.language, lambda texts: [list(text.encode()) for text in texts])
+    assert trie.reach.shape[-1] == len(evaluation.language.languages) == 11
+
+
+def test_the_observational_study_has_a_cell_for_each_benchmark_and_language() -> None:
+    config = load(CONFIGS / "transfer_observational.py", [])
+    assert len({evaluation.name for evaluation in config.evaluations}) == 44
+    Programs(QWEN2P5["7b"], config.compute, make_mesh(config.mesh, jax.devices()))
+    for evaluation in config.evaluations:
+        check_trie(evaluation)
+        assert evaluation.num_prompts >= 1 and evaluation.prompts_per_batch * evaluation.samples_per_prompt == 64
+        assert evaluation.sampling.max_prompt_tokens + evaluation.sampling.max_completion_tokens <= 32_768
+
+
+@pytest.mark.parametrize("arm", ["x1", "x2", "x3", "x4", "x6", "x8", "fixed_x2", "fixed_x4"])
+def test_the_parallel_study_grows_or_keeps_its_budget(arm: str) -> None:
+    config = load(CONFIGS / "parallel_cpu.py", ["--arm", arm])
+    cold, rl = config.stages
+    x, growing = int(arm[-1]), arm.startswith("x")
+    assert rl.num_steps == 60 * (x if growing else 1)
+    assert len(rl.task) == rl.num_steps * rl.prompts_per_step, "one epoch"
+    examples = [rl.task[i] for i in range(len(rl.task))]
+    languages = Counter(example.language for example in examples)
+    assert len(languages) == x and len(set(languages.values())) == 1
+    assert set(languages) <= set(rl.reward.languages)
+    (evaluation,) = config.evaluations
+    tests = [evaluation.task[i] for i in range(evaluation.num_prompts)]
+    unseen = {example.language for example in tests} - set(languages)
+    assert {"de", "sw", "ja", "te"} <= unseen
+
+    def asked(some: list[Example]) -> set[tuple]:
+        return {(example.fields["numbers"], example.fields["target"]) for example in some}
+
+    assert not asked(examples) & asked(tests)
+    told = rl.reward([cold.task[i].completion for i in range(48)], [cold.task[i] for i in range(48)])
+    np.testing.assert_allclose(told.rewards, 1.3, rtol=1e-6)
 
 
 def test_the_skills_study_has_as_many_problems_of_a_count_uniform_as_balanced() -> None:

@@ -61,10 +61,20 @@ def test_a_given_opening_stands_for_the_mark() -> None:
     assert dataclasses.replace(REWARD, language=language)([text], [ASKED["de"]]).rewards[0] == pytest.approx(1.3)
 
 
+@pytest.mark.parametrize(
+    ("text", "wrong", "read"), [("<think>5", 0, 1), ("5", 1, 1), ("<think>4</think>5", 1, 1), ("<think>5</think>4", 0, 0)]
+)
+def test_thinking_without_end_has_no_answer_unless_it_is_to_be_read(text: str, wrong: int, read: int) -> None:
+    for unclosed, correct in (("wrong", wrong), ("read", read)):
+        assert dataclasses.replace(REWARD, unclosed=unclosed)([text], [ASKED["en"]]).correct[0] == correct
+
+
 def test_mistakes_are_named() -> None:
     with pytest.raises(UserError, match="accuracy=-1"):
         ConsistencyWeights(accuracy=-1)
     with pytest.raises(UserError, match="languages="):
         ConsistencyReward(is_five, ())
+    with pytest.raises(UserError, match="unclosed='right'"):
+        ConsistencyReward(is_five, ("en",), unclosed="right")
     with pytest.raises(ValueError, match="1 texts for 2 examples"):
         REWARD([""], [ASKED["de"], ASKED["en"]])

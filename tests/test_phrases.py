@@ -20,6 +20,7 @@ from jaxrl_ml.languages.phrases import (
     LANGUAGES,
     MAX_EXPRESSION_CHARS,
     NAMES,
+    OPENINGS,
     WORD_PROBLEMS,
     Step,
     countdown_problem,
@@ -27,6 +28,7 @@ from jaxrl_ml.languages.phrases import (
     draw,
     ids,
     phrase,
+    pieces,
     solution_steps,
     word_problem,
 )
@@ -89,6 +91,23 @@ def all_texts(seed: int, fillings: int) -> tuple[list[str], list[str], list[str]
 def test_names_are_those_of_the_detector() -> None:
     assert len(LANGUAGES) == 20 and set(LANGUAGES) == set(detect.LANGUAGES)
     assert len(set(sum(NAMES.values(), ()))) == 2 * len(LANGUAGES) - 1  # only English calls itself so
+
+
+def test_openings_are_in_their_languages() -> None:
+    assert set(OPENINGS) == set(LANGUAGES)
+    assert detect.Detector(LANGUAGES)(list(OPENINGS.values())).code.tolist() == list(OPENINGS)
+    assert all("<" not in text and text == text.strip() for text in OPENINGS.values())
+    ordered = sorted(OPENINGS.values())
+    assert not any(b.startswith(a) for a, b in zip(ordered, ordered[1:], strict=False)), "which was given must be told"
+
+
+def test_pieces_fill_up_to_phrases() -> None:
+    found = pieces(("countdown.first", "countdown.done"), LANGUAGES)
+    assert len(set(found)) == len(found) and all(found)
+    for code in LANGUAGES:
+        before, _, after = phrase("countdown.first", code, equation="\0").partition("\0")
+        assert {before, after} - {""} <= set(found)
+    assert pieces(("countdown.first",), ("en", "de")) == ("First we have ", ".", "Zuerst ")
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

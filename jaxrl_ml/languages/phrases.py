@@ -20,6 +20,7 @@ import functools
 import operator
 import random
 import re
+import string
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,30 @@ NAMES: dict[str, tuple[str, str]] = {
 """Own name and English name of each language, by ISO 639-1 code: ExpLang's 13 seen and 4 unseen ones, then three more."""
 
 LANGUAGES: tuple[str, ...] = tuple(NAMES)
+
+OPENINGS: dict[str, str] = {
+    "en": "Okay, let me think about this step by step.",
+    "zh": "好的，让我一步一步地思考这个问题。",
+    "es": "De acuerdo, voy a pensarlo paso a paso.",
+    "fr": "D'accord, je vais y réfléchir étape par étape.",
+    "de": "Gut, ich denke Schritt für Schritt darüber nach.",
+    "ja": "では、この問題を順を追って考えてみます。",
+    "ru": "Хорошо, давайте подумаем над этим шаг за шагом.",
+    "it": "Va bene, ci ragiono un passo alla volta.",
+    "pt": "Certo, vou pensar nisso passo a passo.",
+    "ko": "좋아요, 이 문제를 차근차근 생각해 보겠습니다.",
+    "ar": "حسنًا، سأفكر في هذه المسألة خطوة بخطوة.",
+    "th": "เอาล่ะ มาคิดเรื่องนี้ทีละขั้นตอนกัน",
+    "vi": "Được rồi, tôi sẽ suy nghĩ về bài này từng bước một.",
+    "id": "Baiklah, saya akan memikirkan soal ini langkah demi langkah.",
+    "he": "טוב, אחשוב על זה צעד אחר צעד.",
+    "ro": "Bine, mă voi gândi la asta pas cu pas.",
+    "sw": "Sawa, nitafikiri kuhusu swali hili hatua kwa hatua.",
+    "bn": "ঠিক আছে, আমি এটা নিয়ে ধাপে ধাপে চিন্তা করব।",
+    "te": "సరే, నేను దీని గురించి దశలవారీగా ఆలోచిస్తాను.",
+    "hi": "ठीक है, मैं इस पर कदम दर कदम सोचूँगा।",
+}
+"""What thinking in each language can be made to start with."""
 
 MAX_EXPRESSION_CHARS = 512
 """A longer expression is refused; bounds the size of the numbers computed."""
@@ -163,6 +188,12 @@ def phrase(id: str, language: str, **slots: object) -> str:
     if id not in templates:
         raise UserError(f"id={id!r} is no phrase; ids() lists them")
     return templates[id].format(**slots)
+
+
+def pieces(ids: Sequence[str], languages: Sequence[str]) -> tuple[str, ...]:
+    """The texts around the slots of phrases, language by language: as tokens, they make a trace as long in any language."""
+    texts = (_templates(code)[id] for code in languages for id in ids)
+    return tuple(dict.fromkeys(piece for text in texts for piece, *_ in string.Formatter().parse(text) if piece))
 
 
 def countdown_problem(language: str, numbers: Sequence[int], target: int) -> str:

@@ -2,7 +2,8 @@
 
     r = w.accuracy · correct  +  w.format · closed  +  w.consistency · on_target
 
-* *correct*: the answer reward's verdict on what follows the thinking.
+* *correct*: the answer reward's verdict on what follows the thinking. With unclosed="read" the verdict on thinking that is not
+  closed is that on all of it, for models that were never taught the marks.
 * *closed*: the completion thinks and ends its thinking.
 * *on_target*: the detected language of the thinking is `Example.language`. Thinking in which no sentence is long enough to tell
   abstains: it is not on target, nor does it count as off target.
@@ -17,6 +18,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -51,9 +53,11 @@ class ConsistencyReward:
     languages: tuple[str, ...]
     weights: ConsistencyWeights = ConsistencyWeights()
     language: LanguageConfig = LanguageConfig()
+    unclosed: Literal["wrong", "read"] = "wrong"
     backend: Backend = "py3langid"
 
     def __post_init__(self) -> None:
+        require(self.unclosed in ("wrong", "read"), f"ConsistencyReward: unclosed={self.unclosed!r} must be 'wrong' or 'read'")
         Detector(self.languages, self.backend)  # refuses what it cannot use
 
     def __call__(self, texts: Sequence[str], examples: Sequence[Example]) -> Scores:
@@ -66,13 +70,16 @@ class ConsistencyReward:
         if len(texts) != len(examples):
             raise ValueError(f"{len(texts)} texts for {len(examples)} examples")
         read = parse(texts, self.language)
-        verdict = self.answer([completion.answer for completion in read], examples)
+        closes = [CLOSE in text for text in texts]
+        whole = self.unclosed == "read"
+        answers = [c.answer if ends or not whole else c.thinking + c.answer for c, ends in zip(read, closes, strict=True)]
+        verdict = self.answer(answers, examples)
         if not isinstance(verdict, Scores):
             verdict = Scores(rewards=verdict, correct=np.asarray(verdict) >= 1)
         found = Detector(self.languages, self.backend)([completion.thinking for completion in read])
         asked = np.array([example.language for example in examples])
         on_target, abstain = found.code == asked, found.letters == 0
-        closed = np.array([CLOSE in text and bool(c.thinking.strip()) for text, c in zip(texts, read, strict=True)], bool)
+        closed = np.array([ends and bool(c.thinking.strip()) for c, ends in zip(read, closes, strict=True)], bool)
         terms = {"accuracy": verdict.correct, "format": closed, "consistency": on_target & ~abstain}
         weights = dataclasses.asdict(self.weights)
         parts = {name: np.float32(weights[name]) * term.astype(np.float32) for name, term in terms.items()}

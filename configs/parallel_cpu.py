@@ -1,0 +1,120 @@
+"""The Parallel Scaling Law in miniature: RL on Countdown stated in X parallel languages, tested in languages it never saw.
+
+Command:   python tools/study.py configs/parallel_cpu.py
+One arm:   python -m jaxrl_ml.train configs/parallel_cpu.py --arm x2
+Hardware:  CPU, 2 cores
+
+All arms start from one pretraining: problems stated in one of twelve languages, thought through in the same, untagged. RL then
+has the first X of eight training languages, English first; four languages are in no arm's RL. The language of thinking is asked
+for by the prompt's and paid for by the reward; the evaluation forces it by how its thinking starts. Arms:
+
+    base         pretraining alone: what the transferability index compares with
+    x1 … x8      growing budget, as in the paper: the same problems in each of X languages, once each
+    fixed_x2, 4  fixed budget: as many examples, steps and tokens as x1 has
+"""
+
+from __future__ import annotations
+
+from jaxrl_ml.config import (
+    CheckpointConfig,
+    Config,
+    Evaluation,
+    GRPOStage,
+    LanguageConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    SamplingConfig,
+    SFTStage,
+)
+from jaxrl_ml.languages.phrases import countdown_problem, pieces
+from jaxrl_ml.rewards.consistency import ConsistencyReward
+from jaxrl_ml.rewards.countdown import countdown_reward
+from jaxrl_ml.tasks.countdown import Countdown
+from jaxrl_ml.tasks.mixture import Mixture
+from jaxrl_ml.tasks.parallel import InLanguage, Parallel, stated_in
+from jaxrl_ml.tasks.traces import Traces
+from jaxrl_ml.types import Example
+
+TRAIN = ("en", "zh", "es", "ru", "ar", "hi", "fr", "th")
+TEST = ("de", "sw", "ja", "te")
+UNTAGGED = "<think>"
+TRACE = ("countdown.first", "countdown.then", "countdown.done")
+NUM_PROBLEMS, PROMPTS_PER_STEP = 960, 16
+
+
+def state(example: Example) -> str:
+    """The problem in the example's language."""
+    return countdown_problem(example.language, example.fields["numbers"], example.fields["target"])
+
+
+def vocabulary() -> tuple[str, ...]:
+    """Numbers, operators, and the texts between the slots of the phrases, each a token: a trace is as long in any language."""
+    tokens = [*map(str, range(100)), *"+-*/() ", " = ", " + ", " - ", " * ", " / ", ", ", UNTAGGED]
+    tokens += ["</think>\n<answer> ", " </answer>", *pieces(("countdown.problem", *TRACE), TRAIN + TEST)]
+    return tuple(dict.fromkeys(tokens))
+
+
+problems = Countdown(num_numbers=(3,), max_number=20, size=NUM_PROBLEMS)
+# Each language has problems of its own: the same ones in twelve languages would be learnt by heart.
+demonstrated = [
+    Traces(InLanguage(Countdown(num_numbers=(3,), max_number=20, size=720, seed=1 + i), code), (code,), UNTAGGED)
+    for i, code in enumerate(TRAIN + TEST)
+]
+held_out = stated_in(Countdown(num_numbers=(3,), max_number=20, split="test"), TRAIN + TEST)
+forced = LanguageConfig("forced", TRAIN + TEST, tuple(UNTAGGED + pieces(TRACE, (code,))[0] for code in TRAIN + TEST))
+sampling = SamplingConfig(max_prompt_tokens=16, max_completion_tokens=48)
+
+
+def experiment(num_languages: int, budget: str = "growing") -> Config:
+    """num_languages: 0 for the base, which has no RL."""
+    pretraining = SFTStage(
+        Mixture(demonstrated, [1.0] * len(demonstrated)),
+        name="pretraining",
+        num_steps=600,
+        batch_size=16,
+        sequence_length=256,
+        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=20, schedule="cosine", final_fraction=0.1),
+    )
+    stages: tuple[SFTStage | GRPOStage, ...] = (pretraining,)
+    if num_languages:
+        task = Parallel(stated_in(problems, TRAIN), num_languages, budget)
+        stages += (
+            GRPOStage(
+                task,
+                ConsistencyReward(countdown_reward, TRAIN + TEST),
+                num_steps=len(task) // PROMPTS_PER_STEP,
+                prompts_per_step=PROMPTS_PER_STEP,
+                group_size=16,
+                num_microbatches=2,
+                sampling=sampling,
+                loss=LossConfig(clip_high=0.28),
+                optimizer=OptimizerConfig(learning_rate=4e-4, warmup_steps=8),
+            ),
+        )
+    evaluation = Evaluation(
+        Parallel(held_out, len(held_out)),
+        ConsistencyReward(countdown_reward, TRAIN + TEST, language=forced),
+        name="forced",
+        num_prompts=len(held_out) * 64,
+        samples_per_prompt=4,
+        prompts_per_batch=256,
+        sampling=sampling,
+        language=forced,
+    )
+    return Config(
+        run_dir="runs/parallel_cpu",
+        tokenizer=vocabulary(),
+        model=ModelConfig(family="qwen3", num_layers=2, embed_dim=128, mlp_dim=384, num_heads=4, num_kv_heads=4, head_dim=32),
+        prompt_format=state,
+        stages=stages,
+        evaluations=(evaluation,),
+        eval_every_steps=120,
+        checkpoint=CheckpointConfig(every_steps=120, keep=1),
+    )
+
+
+evaluate = ("--num-prompts", str(len(held_out) * 256))  # of each finished run, by tools/study.py
+arms = {"base": experiment(0)}
+arms |= {f"x{x}": experiment(x) for x in (1, 2, 3, 4, 6, 8)}
+arms |= {f"fixed_x{x}": experiment(x, "fixed") for x in (2, 4)}

@@ -1,0 +1,122 @@
+"""`python -m jaxrl_ml.observe CONFIG MODEL…`: what many models do on many evaluations, and one table of it all.
+
+In: a config with evaluations, such as one for each benchmark and language (`configs/transfer_observational.py`), and models:
+Hugging Face or run folders, called by their folders' names. A *cell* is a model on an evaluation. Out: each cell as `evaluate`
+writes it, OUT/MODEL/evaluations/EVALUATION.json, and OUT/results.csv with a row a cell. A cell that is there is not done again,
+so a study that was stopped goes on with the same command, with more models or evaluations, too.
+
+`python -m jaxrl_ml.analyze transfer OUT/MODEL --base OUT/MODEL --name '*' …` reads a model's cells as one.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from jaxrl_ml.cli import first_difference, load, resolved, run_command
+from jaxrl_ml.evaluate import StoredModel, write_result
+from jaxrl_ml.metrics import plain, visible
+from jaxrl_ml.types import UserError
+
+SHOWN = {"accuracy": "{:.1%}", "truncated": "{:.1%}", "language/off_target": "{:.1%}", "length_tokens": "{:.0f}"}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point; raises UserError for a folder that is no model and for a cell that was made with other settings."""
+    tyro.cli(_observe, args=argv, prog="python -m jaxrl_ml.observe")
+
+
+def _observe(
+    config: Annotated[Path, tyro.conf.Positional],
+    models: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    arm: str | None = None,
+    out: Path | None = None,
+) -> None:
+    """Evaluate models cell by cell, and tell all of them in one table.
+
+    Args:
+        config: Config file with the evaluations.
+        models: Folders of Hugging Face models or of runs.
+        arm: Which of the config file's arms.
+        out: Folder of the results; by default the config's run_dir.
+    """
+    settings = load(config, [] if arm is None else ["--arm", arm])
+    names = [model.resolve().name for model in models]
+    if not settings.evaluations or not models:
+        raise UserError(f"{config} with {len(models)} models: give evaluations in the config, and folders of models")
+    for model, name in zip(models, names, strict=True):
+        if not model.is_dir():
+            raise UserError(f"no folder {model}: give a Hugging Face model folder or a run folder")
+        if names.count(name) > 1:
+            raise UserError(f"two models are called {name}: results are kept by the folder's name, so rename one")
+    out = Path(settings.run_dir) if out is None else out
+    cells = {}
+    for source, name in zip(models, names, strict=True):
+        done = {}
+        for evaluation in settings.evaluations:
+            path = out / name / "evaluations" / f"{evaluation.name}.json"
+            asked = {"source": str(source.resolve()), "seed": settings.seed, "evaluation": plain(resolved(evaluation))}
+            done[evaluation.name] = (path, asked, _finished(path, asked))
+        missing = [evaluation for evaluation in settings.evaluations if done[evaluation.name][2] is None]
+        model = StoredModel(source, settings) if missing else None
+        for evaluation, result in zip(missing, model.run(missing) if model else (), strict=True):
+            path, asked, _ = done[evaluation.name]
+            write_result(path, result, {**asked, "step": model.step if model else None})
+            done[evaluation.name] = (path, asked, result.metrics)
+            print(f"wrote {path}", flush=True)
+        cells |= {(name, evaluation): found[2] for evaluation, found in done.items()}
+    _write_csv(out / "results.csv", cells)
+    Console(highlight=False, markup=False).print(_table(cells))
+    print(f"wrote {out / 'results.csv'}")
+
+
+def _finished(path: Path, asked: Mapping[str, Any]) -> dict[str, float] | None:
+    """The metrics of a cell that is done, None of one that is not; raises UserError for one of another study."""
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        metrics = dict(found["metrics"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({type(error).__name__}): remove it to have it done again") from error
+    differing = first_difference({name: found.get(name) for name in asked}, dict(asked))
+    if differing:
+        name, old, new = differing
+        raise UserError(f"{path} has {name}={old!r}, which is now {new!r}: give another --out, or remove it")
+    return metrics
+
+
+def _write_csv(path: Path, cells: Mapping[tuple[str, str], Mapping[str, float]]) -> None:
+    """A row a cell: the model, the evaluation and all its metrics; written atomically."""
+    columns = list(dict.fromkeys(name for metrics in cells.values() for name in metrics))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("model", "evaluation", *columns))
+    for (model, evaluation), metrics in cells.items():
+        writer.writerow((model, evaluation, *(metrics.get(column, "") for column in columns)))
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text.getvalue(), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _table(cells: Mapping[tuple[str, str], Mapping[str, float]]) -> Table:
+    """The metrics of SHOWN that any cell has, a row a cell."""
+    metrics = [name for name in SHOWN if any(name in found for found in cells.values())]
+    table = Table("model", "evaluation", *metrics, "95 % interval of accuracy")
+    for (model, evaluation), found in cells.items():
+        values = [SHOWN[name].format(found[name]) if name in found else "" for name in metrics]
+        interval = f"{found['accuracy_low']:.1%} to {found['accuracy_high']:.1%}"
+        table.add_row(visible(model), visible(evaluation), *values, interval)
+    return table
+
+
+if __name__ == "__main__":
+    run_command(main)
