@@ -4,9 +4,9 @@ Command:   python tools/study.py configs/parallel_cpu.py
 One arm:   python -m jaxrl_ml.train configs/parallel_cpu.py --arm x2
 Hardware:  CPU, 2 cores
 
-All arms start from one pretraining: problems stated in one of twelve languages, thought through in the same, untagged. RL then
-has the first X of eight training languages, English first; four languages are in no arm's RL. The language of thinking is asked
-for by the prompt's and paid for by the reward; the evaluation forces it by how its thinking starts. Arms:
+All arms start from one pretrained model: problems stated in one of twelve languages, thought through in the same, untagged. RL
+then has the first X of eight training languages, English first; four languages are in no arm's RL. The language of thinking is
+asked for by the prompt's and paid for by the reward; the evaluation forces it by how its thinking starts. Arms:
 
     base         pretraining alone: what the transferability index compares with
     x1 … x8      growing budget, as in the paper: the same problems in each of X languages, once each
@@ -14,6 +14,8 @@ for by the prompt's and paid for by the reward; the evaluation forces it by how 
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from jaxrl_ml.config import (
     CheckpointConfig,
@@ -66,9 +68,8 @@ forced = LanguageConfig("forced", TRAIN + TEST, tuple(UNTAGGED + pieces(TRACE, (
 sampling = SamplingConfig(max_prompt_tokens=16, max_completion_tokens=48)
 
 
-def experiment(num_languages: int, budget: str = "growing") -> Config:
-    """num_languages: 0 for the base, which has no RL."""
-    pretraining = SFTStage(
+def pretraining() -> SFTStage:
+    return SFTStage(
         Mixture(demonstrated, [1.0] * len(demonstrated)),
         name="pretraining",
         num_steps=600,
@@ -76,22 +77,24 @@ def experiment(num_languages: int, budget: str = "growing") -> Config:
         sequence_length=256,
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=20, schedule="cosine", final_fraction=0.1),
     )
-    stages: tuple[SFTStage | GRPOStage, ...] = (pretraining,)
-    if num_languages:
-        task = Parallel(stated_in(problems, TRAIN), num_languages, budget)
-        stages += (
-            GRPOStage(
-                task,
-                ConsistencyReward(countdown_reward, TRAIN + TEST),
-                num_steps=len(task) // PROMPTS_PER_STEP,
-                prompts_per_step=PROMPTS_PER_STEP,
-                group_size=16,
-                num_microbatches=2,
-                sampling=sampling,
-                loss=LossConfig(clip_high=0.28),
-                optimizer=OptimizerConfig(learning_rate=4e-4, warmup_steps=8),
-            ),
-        )
+
+
+def reinforced(num_languages: int, budget: str) -> GRPOStage:
+    task = Parallel(stated_in(problems, TRAIN), num_languages, budget)
+    return GRPOStage(
+        task,
+        ConsistencyReward(countdown_reward, TRAIN + TEST),
+        num_steps=len(task) // PROMPTS_PER_STEP,
+        prompts_per_step=PROMPTS_PER_STEP,
+        group_size=16,
+        num_microbatches=2,
+        sampling=sampling,
+        loss=LossConfig(clip_high=0.28),
+        optimizer=OptimizerConfig(learning_rate=4e-4, warmup_steps=8),
+    )
+
+
+def experiment(stage: SFTStage | GRPOStage, **start: Any) -> Config:
     evaluation = Evaluation(
         Parallel(held_out, len(held_out)),
         ConsistencyReward(countdown_reward, TRAIN + TEST, language=forced),
@@ -104,17 +107,31 @@ def experiment(num_languages: int, budget: str = "growing") -> Config:
     )
     return Config(
         run_dir="runs/parallel_cpu",
-        tokenizer=vocabulary(),
-        model=ModelConfig(family="qwen3", num_layers=2, embed_dim=128, mlp_dim=384, num_heads=4, num_kv_heads=4, head_dim=32),
         prompt_format=state,
-        stages=stages,
+        stages=(stage,),
         evaluations=(evaluation,),
         eval_every_steps=120,
         checkpoint=CheckpointConfig(every_steps=120, keep=1),
+        **start,
     )
 
 
+model = ModelConfig(family="qwen3", num_layers=2, embed_dim=128, mlp_dim=384, num_heads=4, num_kv_heads=4, head_dim=32)
+# What tools/study.py is to do: what to run first, how often, and then.
+first = "base"  # which the others start from, by tools/study.py
+seeds = {"x3": 1, "x4": 1, "x6": 1, "x8": 1, "fixed_x4": 1}  # three of the others
 evaluate = ("--num-prompts", str(len(held_out) * 256))  # of each finished run, by tools/study.py
-arms = {"base": experiment(0)}
-arms |= {f"x{x}": experiment(x) for x in (1, 2, 3, 4, 6, 8)}
-arms |= {f"fixed_x{x}": experiment(x, "fixed") for x in (2, 4)}
+arms = {first: experiment(pretraining(), model=model, tokenizer=vocabulary())}
+start = {"init_from": f"runs/parallel_cpu/{first}-0"}
+arms |= {f"x{x}": experiment(reinforced(x, "growing"), **start) for x in (1, 2, 3, 4, 6, 8)}
+arms |= {f"fixed_x{x}": experiment(reinforced(x, "fixed"), **start) for x in (2, 4)}
+
+
+def runs(arm: str) -> str:
+    return ",".join(f"runs/parallel_cpu/{arm}-{seed}" for seed in range(seeds.get(arm, 3)))
+
+
+growing = [f"{x}={runs(f'x{x}')}" for x in (1, 2, 3, 4, 6, 8)]
+fixed = [f"1={runs('x1')}", *(f"{x}={runs(f'fixed_x{x}')}" for x in (2, 4))]
+analyze = ("scaling", "--growing", *growing, "--fixed", *fixed, "--base", f"runs/parallel_cpu/{first}-0")
+analyze += ("--train", *TRAIN, "--test", *TEST, "--out", "runs/parallel_cpu")

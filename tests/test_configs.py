@@ -142,7 +142,7 @@ def test_the_observational_study_has_a_cell_for_each_benchmark_and_language() ->
 @pytest.mark.parametrize("arm", ["x1", "x2", "x3", "x4", "x6", "x8", "fixed_x2", "fixed_x4"])
 def test_the_parallel_study_grows_or_keeps_its_budget(arm: str) -> None:
     config = load(CONFIGS / "parallel_cpu.py", ["--arm", arm])
-    cold, rl = config.stages
+    (cold,), (rl,) = load(CONFIGS / "parallel_cpu.py", ["--arm", "base"]).stages, config.stages
     x, growing = int(arm[-1]), arm.startswith("x")
     assert rl.num_steps == 60 * (x if growing else 1)
     assert len(rl.task) == rl.num_steps * rl.prompts_per_step, "one epoch"

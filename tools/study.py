@@ -2,11 +2,16 @@
 """Runs all arms of a study over seeds, and tells what came out: `tools/study.py configs/explang_cpu.py`.
 
 A run that is finished is left alone and one that was stopped goes on, so that the same command carries a study through any
-number of interruptions. Where the config binds `evaluate`, a tuple of arguments, every finished run is then evaluated once by
-`python -m jaxrl_ml.evaluate RUN …`. Prints, and writes to OUT/results.json, each arm's evaluation metrics at its last step
-(mean and standard deviation over seeds) and its budget: steps, generated tokens, trained tokens, and FLOPs by 6·parameters a
-trained and 2·parameters a generated token. `--jobs 2` has two runs going at once, each on one core: small models
-keep one core busier than two.
+number of interruptions. A config may bind what else there is to do:
+
+    first      an arm that is run before all others, with seed 0 only: a model that they start from
+    seeds      arms that have fewer seeds than the others
+    evaluate   arguments of `python -m jaxrl_ml.evaluate RUN …`, by which every finished run is evaluated once
+    analyze    arguments of `python -m jaxrl_ml.analyze …`, which is run at the end
+
+Prints, and writes to OUT/results.json, each arm's evaluation metrics at its last step (mean and standard deviation over seeds)
+and its budget: steps, generated tokens, trained tokens, and FLOPs by 6·parameters a trained and 2·parameters a generated token.
+`--jobs 2` has two runs going at once, each on one core: small models keep one core busier than two.
 """
 
 from __future__ import annotations
@@ -42,11 +47,13 @@ def main() -> None:
     out = arguments.out or Path("runs") / arguments.config.stem
     bound = runpy.run_path(str(arguments.config))
     known, evaluate = list(bound.get("arms", {})), bound.get("evaluate", ())
-    arms = arguments.arms or known
+    arms = sorted(arguments.arms or known, key=lambda arm: arm != bound.get("first"))
     if not known or not set(arms) <= set(known):
         raise SystemExit(f"error: {arguments.config} has {'no arms' if not known else 'only the arms ' + ', '.join(known)}")
     # Seed by seed: after the first there is something to see of every arm.
-    runs = [(arm, seed) for seed in range(arguments.seeds) for arm in arms]
+    first, seeds = bound.get("first"), bound.get("seeds", {})
+    number = {arm: 1 if arm == first else min(arguments.seeds, seeds.get(arm, arguments.seeds)) for arm in arms}
+    runs = [(arm, seed) for seed in range(arguments.seeds) for arm in arms if seed < number[arm]]
     prefixes: SimpleQueue[list[str]] = SimpleQueue()
     for core in range(arguments.jobs):
         prefixes.put(["taskset", "-c", str(core)] if arguments.jobs > 1 else [])
@@ -55,9 +62,13 @@ def main() -> None:
         for arm, seed in [] if arguments.report_only else runs:
             train = [str(arguments.config), "--arm", arm, "--seed", str(seed)]
             started.append(pool.submit(carry, train, evaluate, out / f"{arm}-{seed}", prefixes))
+            if arm == first:
+                started[-1].result()
     for run in started:
         run.result()
-    found = {arm: [out / f"{arm}-{seed}" for seed in range(arguments.seeds)] for arm in arms}
+    if started and "analyze" in bound and not arguments.arms:
+        subprocess.run([sys.executable, "-m", "jaxrl_ml.analyze", *bound["analyze"]], check=True)
+    found = {arm: [out / f"{arm}-{seed}" for seed in range(number[arm])] for arm in arms}
     results = {arm: summarise([run for run in runs if (run / "metrics.jsonl").is_file()]) for arm, runs in found.items()}
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     names = sorted({name for result in results.values() for name in result})
