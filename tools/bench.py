@@ -1,4 +1,4 @@
-"""Benchmarks of the library: `python tools/bench.py countdown`, `python tools/bench.py maths`.
+"""Benchmarks of the library: `python tools/bench.py countdown`, `maths`, or `step` (see `bench_step.py`).
 
 Each row is a function that measures both sides in one interleaved run, since the speed of a shared machine drifts: the ratio
 is taken within each repeat, and its median and range are reported.
@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench_step import PEERS, WORK, step
 
 from jaxrl_ml.rewards import countdown as reward
 from jaxrl_ml.rewards.maths import MathsReward
@@ -225,14 +227,19 @@ def _regex_and_eval(texts: Sequence[str], examples: Sequence[Example]) -> list[f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("row", choices=["countdown", "maths"], help="what to measure")
+    parser.add_argument("row", choices=["countdown", "maths", "step"], help="what to measure")
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--model", default="runs/smollm2", help="step: folder that tools/smollm2.py wrote")
+    parser.add_argument("--peer", action="append", choices=list(PEERS), default=[], help="step: whom to compare with")
+    parser.add_argument("--work", choices=list(WORK), default="a", help="step: how much of it")
     args = parser.parse_args()
     match args.row:
         case "countdown":
             countdown(args.repeats)
         case "maths":
             maths(min(args.repeats, 5))
+        case "step":
+            step(args.model, args.peer, args.work, min(args.repeats, 3))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,84 @@
+"""`python tools/bench.py step --model HF_DIR --peer trl --peer tunix`: whole GRPO steps, ours against the peers'.
+
+Every side runs in a process of its own, one after the other, so that none profits from another's caches; rounds are
+interleaved, and ratios are taken within a round. Each process makes `peers.prompt.STEPS` steps of the same work on the same
+weights; the first is left out, the median of the others is its time. A peer's environment is made once, under runs/peers/.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+TOOLS = Path(__file__).resolve().parent
+PEERS = {
+    "trl": (["torch==2.13.0"], ["trl", "transformers", "accelerate", "datasets"]),
+    "tunix": ([], ["google-tunix==0.1.7"]),
+}  # what pip installs, for it can take torch's CPU wheel from a folder of wheels; then what uv does
+WORK = {"a": (2, 4, 32), "b": (4, 8, 64)}  # prompts, samples, new tokens
+
+
+def step(model: str, peers: Sequence[str], work: str, rounds: int) -> None:
+    """Prints the seconds of a step, of its sampling and of its update, peak memory, and ratios to ours."""
+    sides = {"jaxrl_ml": sys.executable}
+    for peer in peers:
+        try:
+            sides[peer] = str(environment(peer))
+        except (OSError, subprocess.CalledProcessError) as error:
+            print(f"{peer}: skipped, its environment could not be made: {error}")
+    prompts, group, new_tokens = WORK[work]
+    print(f"({work}) {prompts} prompts × {group} samples, 122-token prompts, {new_tokens} new tokens, {rounds} rounds")
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, python in list(sides.items()):
+            told = measure(name, python, [prompts, group, new_tokens, model])
+            if told is None:
+                del sides[name]
+            else:
+                found[name].append(told)
+                print(f"  {name}: " + ", ".join(f"{key} {value:.2f}" for key, value in told.items()), flush=True)
+    print("| | step, s | sampling, s | update, s | peak, GB | step, × ours |\n|---|---|---|---|---|---|")
+    for name in sides:
+        columns = [statistics.median(told[key] for told in found[name]) for key in ("step", "generate", "update", "peak_gb")]
+        ratios = [told["step"] / ours["step"] for told, ours in zip(found[name], found["jaxrl_ml"], strict=True)]
+        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        print(f"| {name} | " + " | ".join(f"{value:.2f}" for value in columns) + f" | {spread} |")
+
+
+def measure(name: str, python: str, arguments: Sequence[object]) -> dict[str, float] | None:
+    """One process of one side: medians over its steps; None where it failed."""
+    script = TOOLS / "peers" / f"{name.removesuffix('_ml')}_step.py"
+    own = {"PYTHONPATH": str(TOOLS.parent)} if name == "jaxrl_ml" else {}
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", **own}
+    done = subprocess.run([python, str(script), *map(str, arguments)], capture_output=True, text=True, env=env)
+    if done.returncode:
+        last = (done.stderr.strip() or "no message").splitlines()[-1]
+        print(f"{name}: skipped, it failed: {last}")
+        return None
+    told = json.loads(done.stdout.strip().splitlines()[-1])
+    return {key: statistics.median(value[1:]) if isinstance(value, list) else value for key, value in told.items()}
+
+
+def environment(peer: str) -> Path:
+    """The Python of a peer's own environment, made where it is not there."""
+    folder = TOOLS.parent / "runs" / "peers" / peer
+    python, done = folder / "bin" / "python", folder / "complete"
+    if not done.exists():
+        uv = shutil.which("uv") or str(TOOLS.parent / ".uv" / "bin" / "uv")
+        subprocess.run([uv, "venv", "--quiet", "--clear", "--seed", "--python", "3.11", str(folder)], check=True)
+        pip, rest = PEERS[peer]
+        if pip:
+            subprocess.run([str(python), "-m", "pip", "install", "--quiet", *pip], check=True)
+        subprocess.run(
+            [uv, "pip", "install", "--quiet", "--python", str(python), *rest],
+            check=True,
+            env={**os.environ, "UV_PYTHON_DOWNLOADS": "never"},
+        )
+        done.touch()
+    return python
