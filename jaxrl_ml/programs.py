@@ -77,8 +77,11 @@ class Programs:
         return {**weights, "layers": unstack(weights["layers"], self.model.config.num_layers)}
 
     def _sample_all(self, weights, prompts, seed_words, stop_table, settings, trie, truncates, G, C, W) -> Rollout:
-        state = sampler.begin(self.sampling_model, weights, prompts, seed_words, stop_table, G, C, W)
-        state = sampler.decode(self.sampling_model, weights, state, stop_table, settings, truncates, C, trie, prompts.allowed)
+        model, widths = self.sampling_model, sampler.cache_widths(C)
+        state = sampler.begin(model, weights, prompts, seed_words, stop_table, G, C, W, widths[0])
+        for width in widths:
+            state = state._replace(own=sampler.grow(model, state.own, width))
+            state = sampler.decode(model, weights, state, stop_table, settings, truncates, width, trie, prompts.allowed)
         return sampler.finish(prompts, state, stop_table, trie)
 
     def sample(

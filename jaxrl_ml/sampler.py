@@ -1,4 +1,7 @@
-"""Rollouts: each prompt is prefilled once, its cache is shared by its group, and the group is decoded in a jitted loop.
+"""Rollouts: each prompt is prefilled once, its cache is shared by its group, and the group is decoded in jitted loops.
+
+A token attends over the whole buffer of its row's cache, so the buffer starts at FIRST_WIDTH tokens and doubles when full: what
+a token costs grows with what has been generated, and a group that stops early never pays for the longest completion.
 
 In: sampling weights (layers unstacked), `Prompts`, a draw (which noise), a stop table, the sampling settings as data, and the
 trie of the language tags where there is one. Out: a `Rollout`. The stop token is part of the completion: it is sampled, has a
@@ -21,6 +24,8 @@ from jaxrl_ml.models.attention import MASKED
 from jaxrl_ml.models.transformer import KVCache, PromptCache, Transformer
 from jaxrl_ml.types import Params, Prompts, Rollout, Tags, TagTrie
 
+FIRST_WIDTH = 128
+
 
 class Settings(NamedTuple):
     """The sampling settings that are data: changing one recompiles nothing."""
@@ -37,7 +42,7 @@ class Decoding(NamedTuple):
     position: jax.Array  # int32 []; tokens decoded so far
     token: jax.Array  # int32 [B]; the last token of each row, not yet in its cache
     stop_state: jax.Array  # int16 [B]; state of the stop automaton
-    own: KVCache  # tuples of [B, K, C, H]
+    own: KVCache  # tuples of [B, K, S, H], S ≤ C, of which `position` columns are filled
     prompt: PromptCache
     prompt_lengths: jax.Array  # int32 [B]
     keys: jax.Array  # [B] random keys
@@ -107,8 +112,9 @@ def begin(
     G: int,
     C: int,
     W: int = 0,
+    S: int | None = None,
 ) -> Decoding:
-    """Prefills the prompts and sets up the group's decoding.
+    """Prefills the prompts and sets up the group's decoding of C tokens, with room for the first S in the cache, or for all.
 
     seed_words: uint32 [4], (seed, purpose, step, attempt); stop_table: int16 [states, V] (`Tokenizer.stop_table`); W: tokens of
     the longest language tag, 0 where there are none.
@@ -122,7 +128,7 @@ def begin(
     by_prompt = jax.vmap(lambda i: jax.random.fold_in(key, i))(prompts.index)
     keys = jax.vmap(lambda k: jax.vmap(lambda g: jax.random.fold_in(k, g))(jnp.arange(G)))(by_prompt).reshape(B)
     c = model.config
-    buffer = jnp.zeros((B, c.num_kv_heads, C, c.head_dim), model.dtype)
+    buffer = jnp.zeros((B, c.num_kv_heads, C if S is None else S, c.head_dim), model.dtype)
     buffer = model.constrain(buffer, ("rows", "kv_heads", None, None))
     own = KVCache(*(tuple(buffer for _ in range(c.num_layers)) for _ in range(2)))
     return Decoding(
@@ -141,6 +147,24 @@ def begin(
     )
 
 
+def cache_widths(C: int) -> list[int]:
+    """The widths that the cache of a completion of at most C tokens goes through."""
+    widths = [min(FIRST_WIDTH, C)]
+    while widths[-1] < C:
+        widths.append(min(2 * widths[-1], C))
+    return widths
+
+
+def grow(model: Transformer, own: KVCache, S: int) -> KVCache:
+    """The cache with room for S tokens."""
+
+    def grown(buffer: jax.Array) -> jax.Array:
+        padded = jnp.pad(buffer, ((0, 0), (0, 0), (0, S - buffer.shape[2]), (0, 0)))
+        return model.constrain(padded, ("rows", "kv_heads", None, None))
+
+    return jax.tree.map(grown, own)
+
+
 def decode(
     model: Transformer,
     params: Params,
@@ -152,7 +176,7 @@ def decode(
     trie: TagTrie | None = None,
     allowed: jax.Array | None = None,
 ) -> Decoding:
-    """Decodes until every row has stopped or `until` tokens are there.
+    """Decodes until every row has stopped or `until` tokens are there, for which the cache must have room.
 
     trie and allowed, bool [Q, languages]: the language tags and which of them each prompt may start with.
     """

@@ -207,6 +207,23 @@ def test_decoding_stops_when_every_row_has_stopped_and_in_pieces_gives_the_same(
     np.testing.assert_array_equal(at_once.lengths, 1)
 
 
+@pytest.mark.parametrize("mesh", [MeshConfig(data=1), MeshConfig(data=2, fsdp=2, tensor=2)], ids=["one", "cube"])
+def test_a_cache_that_grows_changes_nothing(one, mesh, monkeypatch):
+    monkeypatch.setattr(sampler, "FIRST_WIDTH", 2)
+    growing = Policy(mesh, int(np.prod([mesh.data, mesh.fsdp, mesh.tensor])))
+    assert sampler.cache_widths(growing.C) == [2, 4, 8, 12]
+    assert_same_rows(growing.sample(), one.rollout)
+    np.testing.assert_array_equal(growing.sample(sampling=GREEDY).completions, one.sample(sampling=GREEDY).completions)
+
+
+@pytest.mark.parametrize("C", [1, 127, 128, 129, 4096, 5000])
+def test_widths_of_the_cache_double_up_to_the_completion(C):
+    widths = sampler.cache_widths(C)
+    assert widths[-1] == C and sorted(set(widths)) == widths
+    assert all(after <= 2 * before for before, after in zip(widths, widths[1:], strict=False))
+    assert len(widths) <= 1 + max(0, np.ceil(np.log2(C / sampler.FIRST_WIDTH)))
+
+
 def test_top_k_of_one_is_greedy_and_certain(one):
     found, greedy = one.sample(sampling=SamplingConfig(top_k=1)), one.sample(sampling=GREEDY)
     np.testing.assert_array_equal(found.completions, greedy.completions)
