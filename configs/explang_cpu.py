@@ -13,16 +13,36 @@ think in them. Then, as in the paper:
     own          the same with credit for the language apart from the thinking (loss.language=own)
     naive        GRPO on the pretrained model, no cold start, no tags
     controlled   cold start on English traces of the same problems, no tags; then GRPO
-    planted      own, but before RL most traces in languages other than Russian belong to another problem: Russian is truly
-                 better, and a method that works must find it
+    planted      own, but all traces before RL that are not in Russian belong to another problem, and half of the pretraining is
+                 in Russian: it is truly better, and a method that works must find it
 
-Result:    one seed so far, 256 held-out problems × 8, temperature 1; accuracy (pass@8) after the cold start and after RL:
-           explang 18.8 % (58.2) to 31.2 % (45.3), own 18.8 % (58.2) to 31.9 % (42.6), controlled 21.3 % (62.5) to 31.1 %
-           (42.6), planted 1.1 % (7.0) to 25.8 % (30.1). So no gain over English alone here, in one seed; naive was not run.
-           planted: Russian was 15 % of the choices through exploration, 85 % after 20 steps of exploitation and all of them
-           after 40. Without a planted difference languages drift apart for no reason in their accuracy (Chinese to nothing
-           in both arms). No claim about explang against own: the difference is within one seed's noise.
-           Eight to ten minutes an arm on shared cores.
+Result, 3 seeds, mean ± standard deviation. 256 held-out problems × 8 at temperature 1, in %:
+
+               before RL    after RL    pass@8       before RL: the cold start, for naive the pretraining
+    explang    18.7 ± 1.1   30.0 ± 2.9  44.9 ± 2.8
+    own        18.7 ± 1.1   30.5 ± 1.7  46.9 ± 0.4
+    naive      17.2 ± 1.5   26.6 ± 3.7  42.1 ± 4.3   160 steps of RL as all, but none of a cold start
+    controlled 20.6 ± 1.9   32.7 ± 1.4  46.9 ± 1.4
+    planted     0.8 ± 0.2   23.8 ± 6.1  30.0 ± 1.6
+
+Then by `evaluate --languages self en multi unseen`, 128 problems × 8, accuracy (share of thinking in the language that was
+chosen or given):
+
+               self          en            multi         unseen
+    explang    28.8 (99.8)   28.5 (99.9)   27.8 (99.4)   27.7 (10.6)
+    own        30.0 (98.3)   29.2 (92.7)   28.5 (89.2)   28.9  (4.5)
+    controlled 30.4 (99.8)   30.4 (99.9)   23.9 (39.4)   22.5 (49.6)
+    planted    24.0 (99.6)    1.0 (90.5)    4.9 (77.8)    0.3 (10.8)
+
+What it says. A language that is truly better is found in every seed: Russian is 13 to 20 % of the choices through exploration,
+47 to 63 % after ten steps of exploitation, over 93 % after fifteen, and all of them at the end. Where none is better, choosing
+gains nothing: English alone ends 2.7 points higher, most of which it has from a cold start that shows English six times as
+often; every language is a translation of the same templates here, so there is nothing to choose for. Shares then drift: Chinese
+dies in all six runs, Arabic ends at 92 % in one, for no reason in their accuracy. explang against own: no difference. Forced
+into an unseen language both think in a seen one (compliance 5 to 11 %), at no loss of accuracy.
+
+Budget, each of explang, own, controlled: 760 steps, 2.3M generated tokens, 1.46e13 FLOPs; naive 1.33e13. 12 to 15 minutes a run
+on one core, all 15 runs about 100 minutes with --jobs 2.
 
 Departures from the paper: tags are one token and constrained; the KL's reference is the start of the stage, not of all RL; a
 group is 16 samples, a step 32 prompts.
