@@ -41,8 +41,8 @@ often; every language is a translation of the same templates here, so there is n
 dies in all six runs, Arabic ends at 92 % in one, for no reason in their accuracy. explang against own: no difference. Forced
 into an unseen language both think in a seen one (compliance 5 to 11 %), at no loss of accuracy.
 
-Budget, each of explang, own, controlled: 760 steps, 2.3M generated tokens, 1.46e13 FLOPs; naive 1.33e13. 12 to 15 minutes a run
-on one core, all 15 runs about 100 minutes with --jobs 2.
+Budget, each of explang, own, controlled: 760 steps, 2.3M generated tokens, 1.46e13 FLOPs; naive 1.33e13. 11 to 19 minutes a run
+on one core, with other jobs beside it.
 
 Departures from the paper: tags are one token and constrained; the KL's reference is the start of the stage, not of all RL; a
 group is 16 samples, a step 32 prompts.
