@@ -1,12 +1,12 @@
 """What one update computes: log-probs of a rollout, the GRPO loss over microbatches, the SFT loss, the guarded optimiser step.
 
-In: a `TrainState` and a `Batch` (or `Packed`). Out: the next `TrainState` and metrics. Both losses run through the same
-`prefill` and `extend` as the sampler: a prompt is computed once per group, forwards and backwards.
+In: a `TrainState` and a `Batch` (or `Packed`). Out: the next `TrainState` and metrics. Both losses run through the sampler's
+own layer: a prompt is computed once per group, forwards and backwards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -25,35 +25,44 @@ from jaxrl_ml.losses import (
     token_logprobs,
 )
 from jaxrl_ml.models import lora
-from jaxrl_ml.models.transformer import PromptCache, Transformer
-from jaxrl_ml.sampler import prefill_prompts
+from jaxrl_ml.models.transformer import Transformer
+from jaxrl_ml.sampler import prompt_positions
 from jaxrl_ml.types import Batch, Packed, Params, Prompts, Rollout, Tags, TagTrie, TrainState
 
 Metrics = dict[str, jax.Array]
+
+
+def hidden_states(model: Transformer, params: Params, prompts: Prompts, rollouts: Sequence[Rollout]) -> list[jax.Array]:
+    """The states [B, C, D] that each of the rollouts' completion tokens is predicted from; all are of the same prompts."""
+    mask = prompts.mask[:, :-1]
+    rows = []
+    for rollout in rollouts:
+        B, C = rollout.completions.shape
+        G = B // prompts.tokens.shape[0]
+        first = jnp.repeat(prompts.tokens[:, -1:], G, axis=0)
+        starts = jnp.repeat(prompts.mask.sum(1, dtype=jnp.int32) - 1, G)
+        positions = starts[:, None] + jnp.arange(C, dtype=jnp.int32)[None]
+        rows.append((jnp.concatenate([first, rollout.completions[:, :-1]], axis=1), positions))
+    return model.branch(params, (prompts.tokens[:, :-1], prompt_positions(mask)), mask, rows)
 
 
 def rollout_logprobs(
     model: Transformer,
     params: Params,
     rollout: Rollout,
-    cache: PromptCache,
+    hidden: jax.Array,
     temperature: jax.Array,
     trie: TagTrie | None,
     chunk_tokens: int,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probs and entropies f32 [B, C] of the completions at the sampling temperature, zero outside `action_mask`.
 
-    cache: that of the prompts (`prefill_prompts`). Those of a constrained language tag are renormalised over the trie, as they
-    were sampled.
+    hidden: the rollout's `hidden_states`. Those of a constrained language tag are renormalised over the trie, as they were
+    sampled.
     """
     prompts, completions = rollout.prompts, rollout.completions
     B, C = completions.shape
     G = B // prompts.tokens.shape[0]
-    first = jnp.repeat(prompts.tokens[:, -1:], G, axis=0)
-    inputs = jnp.concatenate([first, completions[:, :-1]], axis=1)
-    starts = jnp.repeat(prompts.mask.sum(1, dtype=jnp.int32) - 1, G)
-    positions = starts[:, None] + jnp.arange(C, dtype=jnp.int32)[None]
-    hidden, _ = model.extend(params, inputs, positions, cache)
     head = model.head(params)
 
     def of(columns: slice, support: tuple | None = None) -> tuple[jax.Array, jax.Array]:
@@ -72,30 +81,33 @@ def rollout_logprobs(
     return jnp.where(mask, logprobs, 0.0), jnp.where(mask, entropy, 0.0)
 
 
+def every_tag(prompts: Prompts, trie: TagTrie, width: int) -> Rollout:
+    """A rollout of nothing but tags, of at most `width` tokens: every prompt with every language's."""
+    tokens, states = (jnp.tile(column, (prompts.allowed.shape[0], 1)) for column in paths(trie, width))
+    inside = states > 0
+    lengths = inside.sum(1)
+    return Rollout(
+        prompts, jnp.where(inside, tokens, 0), lengths, inside, jnp.zeros(inside.shape), lengths > width, Tags(states, lengths)
+    )
+
+
 def language_logprobs(
     model: Transformer,
     params: Params,
-    prompts: Prompts,
-    cache: PromptCache,
+    written: Rollout,
+    hidden: jax.Array,
     temperature: jax.Array,
     trie: TagTrie,
-    width: int,
     chunk_tokens: int,
 ) -> jax.Array:
     """Log-probs f32 [Q, languages] of the whole tag of each language, −1e30 where a prompt does not allow it.
 
-    Every prompt is extended by every tag, at most `width` tokens. Where the trie constrains, they are renormalised over it, and
-    a prompt's probabilities sum to 1.
+    written: `every_tag`; hidden: its states. Where the trie constrains, they are renormalised over it, and a prompt's
+    probabilities sum to 1.
     """
-    Q, languages = prompts.allowed.shape
-    tokens, states = (jnp.tile(column, (Q, 1)) for column in paths(trie, width))
-    inside = states > 0
-    lengths = inside.sum(1)
-    written = Rollout(
-        prompts, jnp.where(inside, tokens, 0), lengths, inside, jnp.zeros(inside.shape), lengths > width, Tags(states, lengths)
-    )
-    logprobs, _ = rollout_logprobs(model, params, written, cache, temperature, trie, chunk_tokens)
-    return jnp.where(prompts.allowed, logprobs.sum(1).reshape(Q, languages), -1e30)
+    allowed = written.prompts.allowed
+    logprobs, _ = rollout_logprobs(model, params, written, hidden, temperature, trie, chunk_tokens)
+    return jnp.where(allowed, logprobs.sum(1).reshape(allowed.shape), -1e30)
 
 
 def score(
@@ -111,8 +123,8 @@ def score(
     Q = rollout.prompts.tokens.shape[0]
 
     def one(microbatch: Rollout) -> jax.Array:
-        cache = prefill_prompts(model, params, microbatch.prompts)
-        return rollout_logprobs(model, params, microbatch, cache, temperature, trie, chunk_tokens)[0]
+        (hidden,) = hidden_states(model, params, microbatch.prompts, [microbatch])
+        return rollout_logprobs(model, params, microbatch, hidden, temperature, trie, chunk_tokens)[0]
 
     return merge_prompts(jax.lax.map(one, split_prompts(rollout, Q, num_microbatches)), Q)
 
@@ -133,8 +145,11 @@ def grpo_loss(
     With language values, also −Σ_l π(l)·Â(l) of every prompt, weighted as its rows' choices: the all-action loss of the tags
     (`credit.py`, iii).
     """
-    cache = prefill_prompts(model, params, batch.rollout.prompts)
-    logprobs, entropy = rollout_logprobs(model, params, batch.rollout, cache, temperature, trie, chunk_tokens)
+    prompts, rollouts = batch.rollout.prompts, [batch.rollout]
+    if batch.language_values is not None:
+        rollouts.append(every_tag(prompts, trie, batch.rollout.tags.state.shape[1]))
+    hidden = hidden_states(model, params, prompts, rollouts)
+    logprobs, entropy = rollout_logprobs(model, params, batch.rollout, hidden[0], temperature, trie, chunk_tokens)
     old = jax.lax.stop_gradient(logprobs) if batch.old_logprobs is None else batch.old_logprobs
     tag = tag_mask(batch.rollout.tags, logprobs.shape[1]) if config.language == "own" else None
     loss, stats = policy_loss(logprobs, old, batch.advantages, batch.loss_mask, config, tag)
@@ -156,8 +171,7 @@ def grpo_loss(
             sums |= {f"language/kl/{code}": (stats["policy/kl"] * chose).sum(), f"language/tokens/{code}": chose.sum()}
     total = (loss * weights).sum()
     if batch.language_values is not None:
-        prompts, width = batch.rollout.prompts, batch.rollout.tags.state.shape[1]
-        choices = language_logprobs(model, params, prompts, cache, temperature, trie, width, chunk_tokens)
+        choices = language_logprobs(model, params, rollouts[1], hidden[1], temperature, trie, chunk_tokens)
         # A row counts as much as any one token of its tag does.
         counts = jnp.where(tag, weights, 0.0).max(1).reshape(choices.shape[0], -1).sum(1)
         total -= (counts[:, None] * jnp.exp(choices) * batch.language_values).sum()

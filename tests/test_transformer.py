@@ -69,6 +69,15 @@ def shared_hidden(model, params, tokens, mask, completions):
     return model.extend(params, fed, start + jnp.arange(C)[None], prompt)[0]
 
 
+def branched_hidden(model, params, tokens, mask, completions):
+    """The same in one pass over the layers, beside rows that are of no account."""
+    positions = positions_of(mask)
+    fed = jnp.concatenate([jnp.repeat(tokens[:, -1:], G, axis=0), completions[:, :-1]], axis=1)
+    rows = fed, jnp.repeat(positions[:, -1:], G, axis=0) + jnp.arange(C)[None]
+    prompts = tokens[:, :-1], positions[:, :-1]
+    return model.branch(params, prompts, mask[:, :-1], [(fed[:, :2], rows[1][:, :2]), rows])[1]
+
+
 def repeated_hidden(model, params, tokens, mask, completions):
     """The same by the long way: every row with its own copy of the prompt, one causal pass."""
     rows = jnp.concatenate([jnp.repeat(tokens, G, axis=0), completions], axis=1)
@@ -102,10 +111,32 @@ def test_shared_prompt_equals_repeated_prompts_forward_and_backward(model):
     assert_gradients_equal(gradient, expected)
 
 
+def test_one_pass_equals_prefill_and_extend_forward_and_backward(model):
+    branched, gradient = logits_and_gradient(model, branched_hidden)
+    shared, expected = logits_and_gradient(model)
+    np.testing.assert_allclose(branched, shared, **TIGHT)
+    assert_gradients_equal(gradient, expected)
+
+
+def test_one_pass_holds_one_gradient_of_the_layers():
+    """Two passes would hold one each until they are added."""
+    model = Transformer(replace(LLAMA, num_layers=16), remat="full")
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    layers = sum(leaf.size * 4 for leaf in jax.tree.leaves(params["layers"]))
+
+    def temporaries(hidden_of):
+        loss = jax.grad(lambda params: model.logits(params, hidden_of(model, params, *batch())).sum())
+        return jax.jit(loss).lower(params).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(shared_hidden) - temporaries(branched_hidden) > 0.8 * layers
+
+
 @pytest.mark.parametrize("remat", ["full", "dots"])
-def test_remat_leaves_gradients_alone(remat):
+@pytest.mark.parametrize("hidden_of", [shared_hidden, branched_hidden])
+def test_remat_leaves_gradients_alone(remat, hidden_of):
     model = Transformer(LLAMA)
-    assert_gradients_equal(logits_and_gradient(replace(model, remat=remat))[1], logits_and_gradient(model)[1])
+    found = logits_and_gradient(replace(model, remat=remat), hidden_of)[1]
+    assert_gradients_equal(found, logits_and_gradient(model, hidden_of)[1])
 
 
 def test_padding_and_packing_change_nothing(qwen3):

@@ -1,9 +1,10 @@
 """One decoder for Llama 3, Qwen2/2.5 and Qwen3: tokens in, hidden states and key/value caches out.
 
-The layer is a linen module; the stack around it is two pure functions, the only forward passes of the library:
+The layer is a linen module; the stack around it is three pure functions, the only forward passes of the library:
 
     prefill(params, tokens, positions, segments)          → hidden, cache     prompts, and packed sequences in SFT
-    extend(params, tokens, positions, prompt, own, start) → hidden, cache     one token when decoding, all C in score and update
+    extend(params, tokens, positions, prompt, own, start) → hidden, cache     after a prompt: one token when decoding
+    branch(params, prompts, mask, rows)                   → hidden of rows    both at once, layer by layer: score and update
 
 Parameters are a plain pytree, {"embed", "layers", "final_norm"[, "lm_head"]}. `layers` is either one tree stacked on axis 0,
 which is scanned (training, prefill: one compile for any depth), or a tuple of trees, one a layer, which is unrolled (decoding:
@@ -13,7 +14,7 @@ the only layout in which XLA writes the caches in place). Caches follow the same
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -84,6 +85,12 @@ def matmul(x: jax.Array, weight: jax.Array) -> jax.Array:
     """x [B, c, D] @ weight [D, F], over B·c flat rows: on CPU the gradient of the batched product is ten times slower."""
     B, c, D = x.shape
     return (x.reshape(B * c, D) @ weight.astype(x.dtype)).reshape(B, c, weight.shape[1])
+
+
+def segment_mask(segments: jax.Array) -> jax.Array:
+    """What tokens of segments int32 [Q, P] see, bool [Q, P, P]: earlier ones of their own segment, where that is not 0."""
+    causal = jnp.tril(jnp.ones((segments.shape[1],) * 2, bool))[None]
+    return causal & (segments[:, :, None] == segments[:, None, :]) & (segments[:, None, :] > 0)
 
 
 class RMSNorm(nn.Module):
@@ -226,10 +233,7 @@ class Transformer:
         positions int32 [Q, P]; segments int32 [Q, P]: a token sees earlier tokens of its own segment (0 is padding).
         Returns hidden states [Q, P, D] (after the final norm) and the cache, each leaf `[L, Q, K, P, H]`.
         """
-        P = tokens.shape[1]
-        causal = jnp.tril(jnp.ones((P, P), bool))[None]
-        mask = causal & (segments[:, :, None] == segments[:, None, :]) & (segments[:, None, :] > 0)
-        return self._forward(params, tokens, positions, mask, None, None, 0)
+        return self._forward(params, tokens, positions, segment_mask(segments), None, None, 0)
 
     def extend(
         self,
@@ -250,10 +254,48 @@ class Transformer:
         mask = (jnp.arange(length)[None, :] <= start + jnp.arange(c)[:, None])[None]
         return self._forward(params, tokens, positions, mask, prompt, own, start)
 
-    def _forward(self, params, tokens, positions, mask, prompt, own, start):
+    def branch(
+        self,
+        params: Params,
+        prompts: tuple[jax.Array, jax.Array],
+        mask: jax.Array,
+        rows: Sequence[tuple[jax.Array, jax.Array]],
+    ) -> list[jax.Array]:
+        """What `extend` gives after `prefill`, for layers that are stacked, in one pass over them.
+
+        prompts: tokens and positions int32 [Q, P]; mask bool [Q, P]; rows: sets of rows, tokens and positions int32 [B, c], B a
+        multiple of Q. Returns hidden states [B, c, D] of each set. As both parts use a layer's weights in one step of the scan,
+        their gradients are added there: two passes would hold a gradient of all layers each.
+        """
+        masks = [segment_mask(mask.astype(jnp.int32)), *(jnp.tril(jnp.ones((t.shape[1],) * 2, bool))[None] for t, _ in rows)]
+        given = [(*self._angles(p), m) for (_, p), m in zip((prompts, *rows), masks, strict=True)]
+
+        def layer(xs, layer_params):
+            weights = {"params": merge_layer(layer_params)}
+            first, cache = self.block.apply(weights, xs[0], *given[0], None, None, 0)
+            others = zip(xs[1:], given[1:], strict=True)
+            return (first, *(self.block.apply(weights, x, *own, (*cache, mask), None, 0)[0] for x, own in others)), None
+
+        xs = tuple(self._embedded(params, tokens) for tokens, _ in (prompts, *rows))
+        xs, _ = jax.lax.scan(self._rematerialised(layer), xs, params["layers"])
+        return [self._normed(params, x) for x in xs[1:]]
+
+    def _angles(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
         frequencies = rope_frequencies(self.config.head_dim, self.config.rope_theta, self.config.rope_scaling)
         angles = positions.astype(jnp.float32)[..., None] * frequencies[None, None]
-        cos, sin = jnp.cos(angles), jnp.sin(angles)
+        return jnp.cos(angles), jnp.sin(angles)
+
+    def _embedded(self, params: Params, tokens: jax.Array) -> jax.Array:
+        # Gathered over fsdp first: a lookup whose result is split along embed cannot be moved to rows without a full copy.
+        table = self.constrain(params["embed"], ("vocab", None))
+        x = jnp.take(table, tokens, axis=0).astype(self.dtype)
+        return self.constrain(x, ("rows", None, None))
+
+    def _normed(self, params: Params, x: jax.Array) -> jax.Array:
+        return RMSNorm(self.config.norm_eps).apply({"params": params["final_norm"]}, x)
+
+    def _forward(self, params, tokens, positions, mask, prompt, own, start):
+        cos, sin = self._angles(positions)
         prompt_kv, prompt_mask = (None, None) if prompt is None else prompt
 
         def layer(x, slices):
@@ -261,11 +303,7 @@ class Transformer:
             shared = None if layer_prompt is None else (*layer_prompt, prompt_mask)
             return self.block.apply({"params": merge_layer(layer_params)}, x, cos, sin, mask, shared, layer_own, start)
 
-        # Gathered over fsdp first: a lookup whose result is split along embed cannot be moved to rows without a full copy.
-        table = self.constrain(params["embed"], ("vocab", None))
-        x = jnp.take(table, tokens, axis=0).astype(self.dtype)
-        x = self.constrain(x, ("rows", None, None))
-        layers = params["layers"]
+        x, layers = self._embedded(params, tokens), params["layers"]
         if isinstance(layers, tuple):
             caches = []
             for i, layer_params in enumerate(layers):
@@ -276,7 +314,7 @@ class Transformer:
         else:
             x, kv = jax.lax.scan(self._rematerialised(layer), x, (layers, prompt_kv, own))
             cache = KVCache(*kv)
-        return RMSNorm(self.config.norm_eps).apply({"params": params["final_norm"]}, x), cache
+        return self._normed(params, x), cache
 
     def _rematerialised(self, layer):
         match self.remat:
