@@ -9,6 +9,30 @@ Demonstrations of n = 2 and 3 show the steps of a solution; GRPO then learns at 
     balanced     as many problems of every canonical pattern, none that the held-out family solves
     uniform      problems by random expression trees, none that the held-out family solves
     everything   balanced, with the held-out family: what its problems are worth where it is not held out
+
+Result, 3 seeds, mean ± standard deviation; accuracy at temperature 1 after the cold start → after RL (pass@8), in %:
+
+               balanced                                  uniform
+    n3         22.4 ± 1.7 → 20.9 ± 5.1 (56.5 → 37.2)     16.9 ± 0.6 → 16.5 ± 1.8 (54.9 → 26.0)
+    n4          3.9 ± 0.5 → 11.3 ± 1.0 (21.4 → 24.3)      2.8 ± 0.8 →  7.6 ± 0.2 (17.2 → 14.2)
+    n5          1.0 ± 0.7 →  1.7 ± 1.6  (7.3 →  7.0)      0.7 ± 0.2 →  0.8 ± 0.4  (4.9 →  3.6)
+    n6          0.4 ± 0.3 →  0.3 ± 0.3  (2.8 →  2.4)      0.1 ± 0.1 →  0.1 ± 0.2  (1.0 →  0.7)
+    family     none of 176 problems × 8 in any seed, before or after, but for a few by luck after uniform's cold start
+
+    at equal depth, after RL    left-heavy    right-heavy      left-heavy    right-heavy
+    n3, depth 2                 23.8 ± 4.3    10.9 ± 8.1       20.5 ± 2.1     2.1 ± 2.5
+    n4, depth 3                 12.4 ± 0.5     7.4 ± 3.8        8.7 ± 0.7     2.3 ± 1.1
+    n4 balanced, depth 2              10.5 ± 1.1                      8.0 ± 1.3
+
+Of the paper's findings (arXiv 2512.01775) these appear here: RL composes what was never demonstrated for a target, n = 4, to
+three times the cold start's accuracy; right-heavy is hardest at equal depth, in both arms and every seed; patterns are produced
+after their bases (92 to 93 % of 526 pairs; p < 0.05 in five runs of six, but most bases are there from the start); and balanced
+data teach more at n = 4 than uniform ones, 11.3 against 7.6. These do not: gains at n = 5 and 6, which are within the noise of
+seeds; balanced before left-heavy at n = 4; the held-out family, which is never synthesised; an order of mastery (bases first
+in 52 % of pairs, p > 0.7). At n = 3, RL sharpens: pass@8 falls and accuracy does not rise. Likely why: a
+0.4M-parameter model has no pretraining to compose from, and 200 steps are an eighth of the paper's.
+
+About 15 minutes a run on one core, other jobs beside it.
 """
 
 from __future__ import annotations
@@ -140,8 +164,11 @@ def experiment(demonstrated: Task, problems: Task, exclude: tuple[str, ...]) -> 
     )
 
 
+seeds = {"everything": 1}  # three of the others, by tools/study.py
 arms = {
     "balanced": experiment(balanced((2, 3), HELD_OUT, demonstrate), balanced((3, 4), HELD_OUT), HELD_OUT),
     "uniform": experiment(uniform(COLD_START, HELD_OUT, demonstrate), uniform(RL, HELD_OUT), HELD_OUT),
     "everything": experiment(balanced((2, 3), (), demonstrate), balanced((3, 4), ()), ()),
 }
+main = [",".join(f"runs/skills_cpu/{arm}-{seed}" for seed in range(3)) for arm in ("balanced", "uniform")]
+analyze = ("skills", *main, "runs/skills_cpu/everything-0", "--out", "runs/skills_cpu")
