@@ -11,6 +11,34 @@ asked for by the prompt's and paid for by the reward; the evaluation forces it b
     base         pretraining alone: what the transferability index compares with
     x1 … x8      growing budget, as in the paper: the same problems in each of X languages, once each
     fixed_x2, 4  fixed budget: as many examples, steps and tokens as x1 has
+
+Result: accuracy in the four languages of no RL, 256 problems × 4 each, thinking forced, in % with 95 % intervals over problems
+and, where there are three, runs; the pretrained model has 19.1. Figure: `parallel_cpu.svg`.
+
+    X    growing               fixed
+    1    22.3 (18.1 to 26.3)   the same three runs
+    2    22.9 (19.0 to 27.0)   21.7 (18.2 to 25.4)
+    3    26.5 (22.4 to 30.6)
+    4    28.3 (23.7 to 33.1)   21.3 (17.5 to 25.4)
+    6    24.0 (19.6 to 28.5)
+    8    28.0 (23.5 to 32.6)
+
+    law on X ≥ 2, growing: α = 0.219, β = 0.111 (0.03 to 0.19 over problems; −0.05 to 0.27 by how the points scatter), R² 0.38;
+    as good as a + b·ln X (AICc −41.3, −41.4); leap f(2) − f(1) 0.7 points (−2.3 to 3.5); gap α − f(1) −0.4 (−3.6 to 2.9)
+    fixed: β = −0.03 (−0.21 to 0.15); growing − fixed at X = 4: 7.0 points (3.2 to 10.7), at X = 2: 1.2 (−1.1 to 3.6)
+    index (MTI), growing, X = 1, 2, 3, 4, 6, 8: 0.51, 0.71, 0.84, 0.79, 0.82, 0.82; at X = 1 its interval is −0.7 to 2.0
+
+What it says. Accuracy in languages that were never trained grows with the number of training languages where the examples grow
+with it, and not at all where their number is fixed: what looks like a law of languages is here one of steps. There is no First-
+Parallel Leap and no gap. What is learnt in any language is learnt in all, from X = 1 on: here thinking in another language is
+the same arithmetic between other words. One run each above X = 2, and the run at X = 6 ends below those at 3 and 4: seeds vary
+by 2 points at X = 1 (20.2, 22.6, 24.1), so that β is not told from 0 by the points.
+
+Off-target thinking is below 1 % in all languages together, but for 4.3 % at X = 4 and 9.5 % at X = 8, and there it is untrained
+languages that give way: a third of the thinking that was made to start in German goes on in French at X = 4, 84 % of that in
+Swahili goes on in Spanish at X = 8, while their accuracy rises. Longer RL in more languages costs the languages it leaves out.
+
+The study took 75 minutes on two cores with two other jobs beside it.
 """
 
 from __future__ import annotations
