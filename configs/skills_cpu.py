@@ -31,7 +31,7 @@ Result, 3 seeds, mean ± standard deviation; accuracy at temperature 1 after the
 Of the paper's findings (arXiv 2512.01775) these appear here: RL composes what was never demonstrated for a target, n = 4, to
 three times the cold start's accuracy, where the family is trained on to fifteen times; patterns are produced after their bases
 (92 to 93 % of 526 pairs; p < 0.05 in five runs of six, but most bases are there from the start); and balanced data teach more
-at n = 4 than uniform ones, 11.3 against 7.6.
+at n = 4 than uniform ones, 11.3 against 7.6 (of 13,307 against 9,825 different problems).
 
 These do not. Gains at n = 5 and 6 are within the noise of seeds. Right-heavy is hardest at equal depth in both arms that hold
 the family out, in every seed, but easiest in the one that does not: here the order tells which problems were left to learn

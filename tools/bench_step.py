@@ -76,7 +76,7 @@ def environment(peer: str) -> Path:
         if pip:
             subprocess.run([str(python), "-m", "pip", "install", "--quiet", *pip], check=True)
         subprocess.run(
-            [uv, "pip", "install", "--quiet", "--python", str(python), *rest],
+            [uv, "pip", "install", "--quiet", "--no-config", "--python", str(python), *rest],  # not with our own constraints
             check=True,
             env={**os.environ, "UV_PYTHON_DOWNLOADS": "never"},
         )
