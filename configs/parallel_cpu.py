@@ -38,7 +38,7 @@ Off-target thinking is below 1 % in all languages together, but for 4.3 % at X =
 languages that give way: after its given opening, a third of the thinking in German is mostly French at X = 4, 84 % of that in
 Swahili is in Spanish, French or others at X = 8. Longer RL in more languages costs the languages that it leaves out.
 
-The 15 runs took 68 minutes on one core, other jobs beside them; their evaluations 15 more.
+The 15 runs took 68 minutes on one core, other jobs beside them; their evaluations about 20 more.
 """
 
 from __future__ import annotations

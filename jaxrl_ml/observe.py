@@ -60,19 +60,20 @@ def _observe(
     out = Path(settings.run_dir) if out is None else out
     cells = {}
     for source, name in zip(models, names, strict=True):
-        done = {}
-        for evaluation in settings.evaluations:
-            path = out / name / "evaluations" / f"{evaluation.name}.json"
-            asked = {"source": str(source.resolve()), "seed": settings.seed, "evaluation": plain(resolved(evaluation))}
-            done[evaluation.name] = (path, asked, _finished(path, asked))
-        missing = [evaluation for evaluation in settings.evaluations if done[evaluation.name][2] is None]
-        model = StoredModel(source, settings) if missing else None
-        for evaluation, result in zip(missing, model.run(missing) if model else (), strict=True):
-            path, asked, _ = done[evaluation.name]
-            write_result(path, result, {**asked, "step": model.step if model else None})
-            done[evaluation.name] = (path, asked, result.metrics)
-            print(f"wrote {path}", flush=True)
-        cells |= {(name, evaluation): found[2] for evaluation, found in done.items()}
+        asked = {
+            evaluation.name: {"source": str(source.resolve()), "seed": settings.seed, "evaluation": plain(resolved(evaluation))}
+            for evaluation in settings.evaluations
+        }
+        paths = {evaluation: out / name / "evaluations" / f"{evaluation}.json" for evaluation in asked}
+        found = {evaluation: _finished(path, asked[evaluation]) for evaluation, path in paths.items()}
+        missing = [evaluation for evaluation in settings.evaluations if found[evaluation.name] is None]
+        if missing:
+            model = StoredModel(source, settings)
+            for evaluation, result in zip(missing, model.run(missing), strict=True):
+                write_result(paths[evaluation.name], result, {**asked[evaluation.name], "step": model.step})
+                found[evaluation.name] = result.metrics
+                print(f"wrote {paths[evaluation.name]}", flush=True)
+        cells |= {(name, evaluation): metrics for evaluation, metrics in found.items()}
     _write_csv(out / "results.csv", cells)
     Console(highlight=False, markup=False).print(_table(cells))
     print(f"wrote {out / 'results.csv'}")

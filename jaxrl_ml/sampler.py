@@ -1,7 +1,7 @@
 """Rollouts: each prompt is prefilled once, its cache is shared by its group, and the group is decoded in jitted loops.
 
 A token attends over the whole buffer of its row's cache, so the buffer starts at FIRST_WIDTH tokens and doubles when full: what
-a token costs grows with what has been generated, and a group that stops early never pays for the longest completion.
+a token costs grows with what has been generated, and no token of a group that stops early attends over the longest completion.
 
 In: sampling weights (layers unstacked), `Prompts`, a draw (which noise), a stop table, the sampling settings as data, and the
 trie of the language tags where there is one. Out: a `Rollout`. The stop token is part of the completion: it is sampled, has a

@@ -76,5 +76,7 @@ def test_mistakes_are_named() -> None:
         ConsistencyReward(is_five, ())
     with pytest.raises(UserError, match="unclosed='right'"):
         ConsistencyReward(is_five, ("en",), unclosed="right")
+    with pytest.raises(UserError, match=r"ConsistencyReward: its answer reward returned verdicts of shape \(1,\) for 2 texts"):
+        ConsistencyReward(lambda texts, examples: np.ones(1), ("en",))(["", ""], [ASKED["en"]] * 2)
     with pytest.raises(ValueError, match="1 texts for 2 examples"):
         REWARD([""], [ASKED["de"], ASKED["en"]])

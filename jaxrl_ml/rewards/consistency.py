@@ -14,8 +14,6 @@ for it: any of the tags of `language`.
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -25,6 +23,7 @@ import numpy as np
 from jaxrl_ml.config import LanguageConfig
 from jaxrl_ml.languages.detect import Backend, Detector
 from jaxrl_ml.languages.thinking import CLOSE, parse
+from jaxrl_ml.rewards.language import answer_verdict, check_weights, weighted
 from jaxrl_ml.types import Example, Reward, Scores, require
 
 
@@ -37,8 +36,7 @@ class ConsistencyWeights:
     consistency: float = 0.2
 
     def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
-            require(math.isfinite(value) and value >= 0, f"ConsistencyWeights: {name}={value} must be a number of at least 0")
+        check_weights(self)
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,8 @@ class ConsistencyReward:
 
         `parts` are the weighted terms and add up to `rewards`. `details`, besides the answer reward's: `language/compliant`,
         `language/off_target`, `language/abstain` (each 0 or 1) and `language/switched` (share of the thinking that is not in
-        its main language). Raises ValueError where the lengths differ.
+        its main language). Raises ValueError where the lengths differ, and UserError for an answer reward that does not return
+        one verdict a text.
         """
         if len(texts) != len(examples):
             raise ValueError(f"{len(texts)} texts for {len(examples)} examples")
@@ -73,16 +72,13 @@ class ConsistencyReward:
         closes = [CLOSE in text for text in texts]
         whole = self.unclosed == "read"
         answers = [c.answer if ends or not whole else c.thinking + c.answer for c, ends in zip(read, closes, strict=True)]
-        verdict = self.answer(answers, examples)
-        if not isinstance(verdict, Scores):
-            verdict = Scores(rewards=verdict, correct=np.asarray(verdict) >= 1)
+        verdict = answer_verdict(self, answers, examples)
         found = Detector(self.languages, self.backend)([completion.thinking for completion in read])
         asked = np.array([example.language for example in examples])
         on_target, abstain = found.code == asked, found.letters == 0
         closed = np.array([ends and bool(c.thinking.strip()) for c, ends in zip(read, closes, strict=True)], bool)
         terms = {"accuracy": verdict.correct, "format": closed, "consistency": on_target & ~abstain}
-        weights = dataclasses.asdict(self.weights)
-        parts = {name: np.float32(weights[name]) * term.astype(np.float32) for name, term in terms.items()}
+        parts = weighted(self.weights, terms)
         details = {
             "compliant": terms["consistency"],
             "off_target": ~on_target & ~abstain,

@@ -42,6 +42,12 @@ from jaxrl_ml.languages.thinking import parse
 from jaxrl_ml.types import Example, Reward, Scores, require
 
 
+def check_weights(weights: Any) -> None:
+    """Raises UserError for a dataclass of weights of which one is negative or not finite."""
+    for name, value in dataclasses.asdict(weights).items():
+        require(math.isfinite(value) and value >= 0, f"{type(weights).__name__}: {name}={value} must be a number of at least 0")
+
+
 @dataclass(frozen=True)
 class Weights:
     """What each part of the reward is worth at most: λf, λc, λv, λd and λp of the paper."""
@@ -53,8 +59,7 @@ class Weights:
     group_pass: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
-            require(math.isfinite(value) and value >= 0, f"Weights: {name}={value} must be a number of at least 0")
+        check_weights(self)
 
 
 EXPLORATION = Weights(diversity=0.2)
@@ -112,7 +117,7 @@ class ExpLangReward:
         allowed = allowed_languages(self.language, examples)
         tagged = (chosen >= 0) & allowed[np.arange(len(texts)), chosen]
 
-        verdict = self._verify([completion.answer for completion in completions], examples)
+        verdict = answer_verdict(self, [completion.answer for completion in completions], examples)
         thinking = [c.thinking if is_tagged else "" for c, is_tagged in zip(completions, tagged, strict=True)]
         detected = self._detector()(thinking)
         compliant = detected.code == np.array(self.language.languages)[chosen]  # nothing is detected where there is no tag
@@ -120,7 +125,7 @@ class ExpLangReward:
         chosen = np.where(tagged, chosen, -1).astype(np.int32)
         count, passed = language_counts(chosen, group, verdict.correct, len(places))
         terms = {"format": tagged, "compliance": compliant, "answer": verdict.correct}
-        parts = self._weighted(terms) | self._batch_parts(chosen, group, compliant, count, passed)
+        parts = weighted(self.weights, terms) | self._batch_parts(chosen, group, compliant, count, passed)
         details = {
             "tagged": tagged,
             "compliant": compliant,
@@ -152,22 +157,7 @@ class ExpLangReward:
         self, chosen: np.ndarray, group: np.ndarray, compliant: np.ndarray, count: np.ndarray, passed: np.ndarray
     ) -> dict[str, np.ndarray]:
         diversity, group_pass = batch_terms(chosen, group, compliant, count, passed)
-        return self._weighted({"diversity": diversity, "group_pass": group_pass})
-
-    def _weighted(self, terms: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        weights = dataclasses.asdict(self.weights)
-        return {name: np.float32(weights[name]) * term.astype(np.float32) for name, term in terms.items()}
-
-    def _verify(self, answers: Sequence[str], examples: Sequence[Example]) -> Scores:
-        verdict = self.answer(answers, examples)
-        if not isinstance(verdict, Scores):
-            verdict = Scores(rewards=verdict, correct=np.asarray(verdict) >= 1)
-        require(
-            verdict.correct.shape == (len(answers),),
-            f"ExpLangReward: its answer reward returned verdicts of shape {verdict.correct.shape} for {len(answers)} texts; "
-            "return one verdict per text",
-        )
-        return verdict
+        return weighted(self.weights, {"diversity": diversity, "group_pass": group_pass})
 
     def _groups(self, examples: Sequence[Example]) -> np.ndarray:
         """The number of the statistics that each row counts in, int [B]: those of its problem, or of all rows."""
@@ -178,6 +168,24 @@ class ExpLangReward:
 
     def _detector(self) -> Detector:
         return Detector(self.language.languages, self.backend)
+
+
+def answer_verdict(owner: Any, texts: Sequence[str], examples: Sequence[Example]) -> Scores:
+    """What the reward `owner.answer` says of answers; raises UserError where that is not one verdict a text."""
+    verdict = owner.answer(texts, examples)
+    if not isinstance(verdict, Scores):
+        verdict = Scores(rewards=verdict, correct=np.asarray(verdict) >= 1)
+    require(
+        verdict.correct.shape == (len(texts),),
+        f"{type(owner).__name__}: its answer reward returned verdicts of shape {verdict.correct.shape} for {len(texts)} texts; "
+        "return one verdict per text",
+    )
+    return verdict
+
+
+def weighted(weights: Any, terms: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Terms [B] as parts f32 [B], each times the field of its name in a dataclass of weights."""
+    return {name: np.float32(getattr(weights, name)) * term.astype(np.float32) for name, term in terms.items()}
 
 
 def _totals(parts: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ A version has the id `{language}-{problem}` and belongs to the task `{benchmark}
 
 Where only the statement differs, which the prompt format writes from `Example.language`, `stated_in` makes the versions of a
 task; `WordProblems` are templated problems with a question in each language; translations that were read from files
-(`tasks/maths.py`, `from_parallel`) come apart by `by_language`.
+(`tasks/maths.py`, `parallel`) come apart by `by_language`.
 """
 
 from __future__ import annotations
