@@ -16,7 +16,19 @@ from jaxrl_ml import config as config_module
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "jaxrl_ml"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-COMMANDS = ("train", "evaluate", "generate", "samples", "convert", "report", "skills", "coldstart", "analyze", "observe")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "generate",
+    "samples",
+    "convert",
+    "report",
+    "skills",
+    "coldstart",
+    "analyze",
+    "observe",
+    "doctor",
+)
 
 # The layers, from the bottom: a module imports from its own layer and from those below it.
 LAYERS = (
