@@ -1,13 +1,16 @@
 """Checkpoints of a run, by orbax: parameters, optimiser, and a JSON record of progress (steps, data iterator, seed, config).
 
 In: a `TrainState` and the progress at a step boundary. Out: the same, bit for bit, onto any mesh. A checkpoint appears under
-`RUN/checkpoints/STEP` only when it is complete; a save that was killed leaves nothing that restores.
+`RUN/checkpoints/STEP` only when it is complete; a save that was killed leaves nothing that restores. It holds the SHA-256 of
+every file, written before it appears and compared when it is restored: orbax itself reads some flipped bits as other values.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,9 @@ from jaxrl_ml.models import lora
 from jaxrl_ml.types import Params, TrainState, UserError
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every phase of every save at warning level
+
+
+CHECKSUMS = "checksums.json"
 
 
 class Checkpoints:
@@ -39,7 +45,9 @@ class Checkpoints:
             create=not read_only,
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),  # called before the commit
         )
+        self._saving: int | None = None
         self._manager = ocp.CheckpointManager(self.folder, options=options)
         self._best_metric = config.best_metric
 
@@ -78,10 +86,12 @@ class Checkpoints:
             "progress": ocp.args.JsonSave(dict(progress)),
         }
         ranked = dict(metrics) if metrics and self._best_metric in metrics else None
+        self._begin(step)
         self._manager.save(step, args=ocp.args.Composite(**items), metrics=ranked)
 
     def save_params(self, step: int, params: Params) -> None:
         """Saves parameters alone: a model to start from, not a run to go on with."""
+        self._begin(step)
         self._manager.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
         self.wait()
 
@@ -119,8 +129,30 @@ class Checkpoints:
             return None
         return self._restore(step, progress=ocp.args.JsonRestore())["progress"]["adapter"]
 
+    def _begin(self, step: int) -> None:
+        self.wait()  # as the manager does itself: `_write_checksums` must know whose files it reads
+        self._saving = step
+
+    def _write_checksums(self) -> None:
+        """Leaves the digests of the files of the step that is being saved beside them."""
+        if jax.process_index() == 0:
+            for folder in self.folder.glob(f"{self._saving}.*"):
+                files = [path for path in folder.rglob("*") if path.is_file()]
+                digests = {path.relative_to(folder).as_posix(): _digest(path) for path in files}
+                (folder / CHECKSUMS).write_text(json.dumps(digests, indent=1) + "\n")
+
+    def _verify(self, step: int, items: Collection[str]) -> None:
+        """Raises ValueError for the first file of these items that is not as it was saved."""
+        folder = self.folder / str(step)
+        if not (folder / CHECKSUMS).is_file():  # saved before there were any
+            return
+        for name, digest in json.loads((folder / CHECKSUMS).read_text()).items():
+            if name.split("/")[0] in items and (not (folder / name).is_file() or _digest(folder / name) != digest):
+                raise ValueError(f"{name} is not as it was saved")
+
     def _restore(self, step: int, **items: Any) -> Any:
         try:
+            self._verify(step, items)
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # orbax and tensorstore raise whatever their layers raise
             others = [s for s in self.steps() if s != step]
@@ -134,6 +166,11 @@ class Checkpoints:
     def close(self) -> None:
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _reason(error: Exception) -> str:

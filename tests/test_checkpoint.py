@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import gc
 import shutil
+import signal
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -139,6 +143,67 @@ def test_a_damaged_checkpoint_is_one_line_with_a_remedy(tmp_path, how, orbax_deb
         assert "delete that folder to fall back to step 1" in str(error.value)
         restored, _ = checkpoints.restore(1, shapes)
     assert_trees_close(restored, make_state(ONE(), 1), rtol=0, atol=0)
+
+
+@DEBRIS
+@pytest.mark.parametrize("how", ["flipped", "truncated", "removed"])
+def test_no_damaged_file_restores_wrongly(tmp_path, how, orbax_debris):
+    """Each file in turn: what restores is what was saved, or it is refused in one line that names the folder."""
+    save(tmp_path, 1)
+    folder = tmp_path / "checkpoints" / "1"
+    expected, shapes = make_state(ONE(), 1), shapes_of(make_state(ONE()))
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    refused = set()
+    for path in files:
+        data = path.read_bytes()
+        middle = len(data) // 2
+        path.write_bytes(data[:middle] + (bytes([data[middle] ^ 16]) + data[middle + 1 :] if how == "flipped" else b""))
+        if how == "removed":
+            path.unlink()
+        try:
+            with Checkpoints(tmp_path, CheckpointConfig(), read_only=True) as checkpoints:
+                restored, progress = checkpoints.restore(1, shapes)
+        except UserError as error:
+            assert "\n" not in str(error) and str(tmp_path) in str(error)
+            refused.add(path)
+        else:
+            assert_trees_close(restored, expected, rtol=0, atol=0)
+            assert progress == PROGRESS | {"step": 1}
+        path.write_bytes(data)
+    stored = {path for path in files if path.parent != folder and path.name != "commit_success.txt"}
+    assert len(stored) > 10 and stored <= refused
+
+
+KILLED_WHILE_SAVING = """
+import os, signal, sys, threading
+sys.path.insert(0, "tests")
+import test_checkpoint as t
+from jaxrl_ml import checkpoint
+delay = sys.argv[2]
+if delay == "checksums":
+    checkpoint._digest = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+with checkpoint.Checkpoints(sys.argv[1], t.CheckpointConfig(keep=10)) as checkpoints:
+    state = t.make_state(t.ONE(), 2, size=200_000)
+    if delay != "checksums":
+        threading.Timer(float(delay), lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+    checkpoints.save(2, state, t.PROGRESS | {"step": 2})
+    checkpoints.wait()
+    threading.Event().wait(5)
+"""
+
+
+@pytest.mark.parametrize("moment", ["checksums", "0.0", "0.02", "0.1"])
+def test_a_kill_while_saving_leaves_the_one_before_or_the_whole(tmp_path, moment):
+    with Checkpoints(tmp_path, CheckpointConfig(keep=10)) as checkpoints:
+        checkpoints.save(1, make_state(ONE(), 1, size=200_000), PROGRESS)
+    command = [sys.executable, "-c", KILLED_WHILE_SAVING, str(tmp_path), moment]
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    with Checkpoints(tmp_path, CheckpointConfig(keep=10)) as checkpoints:
+        steps = checkpoints.steps()
+        assert steps in ([1], [1, 2]) and (moment != "checksums" or steps == [1])
+        restored, _ = checkpoints.restore(steps[-1], shapes_of(make_state(ONE(), size=200_000)))
+    assert_trees_close(restored, make_state(ONE(), steps[-1], size=200_000), rtol=0, atol=0)
 
 
 @DEBRIS
