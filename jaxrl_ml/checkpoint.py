@@ -160,12 +160,22 @@ class Checkpoints:
             raise UserError(f"checkpoint {self.folder / str(step)} cannot be restored ({_reason(error)}); {remedy}") from error
 
     def wait(self) -> None:
-        """Returns when every save is on disk."""
-        self._manager.wait_until_finished()
+        """Returns when every save is on disk. Raises UserError where one could not be written."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:  # as in _restore
+            last = max(self.steps(), default=None)
+            kept = "no checkpoint is there yet" if last is None else f"step {last} is the last that is complete"
+            raise UserError(
+                f"the checkpoint of step {self._saving} could not be written to {self.folder} ({_reason(error)}); {kept}: "
+                "make room there, then run the same command again"
+            ) from error
 
     def close(self) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
 
 
 def _digest(path: Path) -> str:

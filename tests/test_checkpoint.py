@@ -206,6 +206,32 @@ def test_a_kill_while_saving_leaves_the_one_before_or_the_whole(tmp_path, moment
     assert_trees_close(restored, make_state(ONE(), steps[-1], size=200_000), rtol=0, atol=0)
 
 
+DISK_FULL = """
+import resource, sys
+sys.path.insert(0, "tests")
+import test_checkpoint as t
+from jaxrl_ml.checkpoint import Checkpoints
+from jaxrl_ml.cli import run_command
+def main():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    with Checkpoints(sys.argv[1], t.CheckpointConfig(keep=10)) as checkpoints:
+        checkpoints.save(2, t.make_state(t.ONE(), 2, size=200_000), t.PROGRESS | {"step": 2})
+run_command(main)
+"""
+
+
+def test_a_save_that_finds_no_room_is_told_and_leaves_the_one_before(tmp_path):
+    """No file may grow beyond 100 kB, as if the disk were full."""
+    save(tmp_path, 1)
+    command = [sys.executable, "-c", DISK_FULL, str(tmp_path)]
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr[-2000:]
+    told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(told) == 1 and "the checkpoint of step 2 could not be written" in told[0]
+    assert "step 1 is the last that is complete: make room there" in told[0]
+    assert save(tmp_path, 3) == [1, 3]
+
+
 @DEBRIS
 def test_another_shape_is_refused(tmp_path, orbax_debris):
     save(tmp_path, 1)
