@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -117,3 +120,59 @@ def test_rows_are_placed_over_data_and_fsdp_and_come_back_whole():
     everywhere = parts.put(np.arange(3))
     assert {shard.data.shape for shard in everywhere.addressable_shards} == {(3,)}
     assert len(everywhere.addressable_shards) == 8
+
+
+COMPILED = """
+import re, sys
+sys.path.insert(0, "tests")
+import jax, numpy as np, conftest
+from dataclasses import replace
+from jaxrl_ml.config import MeshConfig
+from jaxrl_ml.models import transformer
+from jaxrl_ml.types import Batch, Packed, TrainState
+fsdp, tensor, broken = map(int, sys.argv[1:])
+VOCAB = 208
+conftest.Policy.V = VOCAB
+config = replace(conftest.TINY, vocab_size=VOCAB, tie_embeddings=False)
+policy = conftest.Policy(MeshConfig(fsdp=fsdp, tensor=tensor), 8, config)
+if broken:  # as it was before the table was gathered over fsdp
+    policy.programs.model.__class__._embedded = lambda self, params, tokens: self.constrain(
+        jax.numpy.take(params["embed"], tokens, axis=0), ("rows", None, None))
+rollout = policy.rollout
+mask = rollout.action_mask
+batch = Batch(rollout, mask.astype(np.float32), mask, rollout.sampler_logprobs, rollout.sampler_logprobs)
+zeros = np.zeros((8, 32), np.int32)
+packed = Packed(zeros, zeros, zeros == 0, zeros + 1, zeros)
+params = policy.params
+state = TrainState(policy.put(np.int32(0)), params, policy.sgd.init(params))
+rest = policy.put(np.int32(0)), policy.put(np.float32(1)), None
+for program, arguments in (
+    (policy._update, (state, policy.put_rows(batch), *rest)),
+    (policy._fit, (state, policy.put_rows(packed))),
+    (policy.programs.score(policy.stage()), (params, policy.put_rows(rollout), *rest[1:])),
+):
+    text = program.lower(*arguments).compile().as_text()
+    for found in sorted(set(re.findall(r"\\bf(?:32|16)\\[(?:\\d+,)*208(?:,\\d+)*\\]", text))):
+        print("whole vocabulary:", found)
+"""
+
+
+@pytest.mark.parametrize(
+    ("fsdp", "tensor"), [(2, 2), *(pytest.param(*mesh, marks=pytest.mark.slow) for mesh in ((4, 2), (2, 4)))]
+)
+def test_no_program_copies_or_replicates_what_is_large(fsdp, tensor):
+    """What XLA compiles for a device has no array over the whole vocabulary, and it reports no involuntary copy."""
+    command = [sys.executable, "-c", COMPILED, str(fsdp), str(tensor), "0"]
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "involuntary full rematerialization" not in done.stderr.lower()
+    assert "whole vocabulary" not in done.stdout, done.stdout
+
+
+@pytest.mark.slow
+def test_an_embedding_looked_up_over_the_whole_vocabulary_is_found():
+    """The control of the test above."""
+    command = [sys.executable, "-c", COMPILED, "4", "2", "1"]
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "whole vocabulary: f32[208," in done.stdout
