@@ -371,6 +371,7 @@ def _length_reward(texts: Sequence[str], examples: Sequence[Example]) -> np.ndar
 def _temporary_folder() -> Iterator[Path]:
     """A folder that is removed at the end, with a compilation cache that is not used beyond it."""
     import jax
+    from jax.experimental.compilation_cache import compilation_cache
 
     before = jax.config.jax_compilation_cache_dir
     with tempfile.TemporaryDirectory(prefix="jaxrl_ml_doctor_") as folder:
@@ -378,6 +379,7 @@ def _temporary_folder() -> Iterator[Path]:
             yield Path(folder)
         finally:
             jax.config.update("jax_compilation_cache_dir", before)
+            compilation_cache.reset_cache()  # or it would go on writing to the folder that is gone
 
 
 CHECKS: dict[str, Callable[[], str]] = {
