@@ -221,11 +221,14 @@ def apply_gradients(
     """One optimiser step, skipped as a whole where the loss or a gradient is not finite; metrics are named `kind/…`."""
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(loss)
-    params = lora.trained(state.params)
-    updates, opt_state = optimizer.update(grads, state.opt_state, params)
-    before = TrainState(state.step, params, state.opt_state)
-    proposed = TrainState(state.step + 1, optax.apply_updates(params, updates), opt_state)
-    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), proposed, before)
+
+    def apply(before: TrainState) -> TrainState:
+        updates, opt_state = optimizer.update(grads, before.opt_state, before.params)
+        return TrainState(before.step + 1, optax.apply_updates(before.params, updates), opt_state)
+
+    # A branch, not a choice leaf by leaf: with that, XLA keeps a copy of both moments to choose from.
+    before = state._replace(params=lora.trained(state.params))
+    kept = jax.lax.cond(finite, apply, lambda before: before, before)
     kept = kept._replace(params=lora.with_trained(state.params, kept.params))
     return kept, {f"{kind}/loss": loss, f"{kind}/grad_norm": norm, f"{kind}/nonfinite": (~finite).astype(jnp.float32)}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,8 @@ import pytest
 from conftest import assert_trees_close
 from jax.sharding import PartitionSpec
 
-from jaxrl_ml.config import SFTStage
+from jaxrl_ml.config import OptimizerConfig, SFTStage
+from jaxrl_ml.optimizer import make_optimizer
 from jaxrl_ml.types import Batch, Packed, TrainState
 from jaxrl_ml.update import apply_gradients, merge_prompts, split_prompts
 
@@ -214,3 +217,17 @@ def test_sft_in_microbatches_on_eight_devices_equals_one(one, eight):
     grads, _, metrics = eight.fit(packed, program=program)
     assert_trees_close(grads, expected[0], **TIGHT)
     assert_metrics_close(metrics, expected[2])
+
+
+def test_the_optimiser_keeps_no_second_gradient_and_no_second_moments():
+    optimizer = make_optimizer(OptimizerConfig(), 10)
+    params = {name: jnp.ones((64, 64)) for name in "abcd"}
+    state = TrainState(jnp.int32(0), params, optimizer.init(params))
+
+    @partial(jax.jit, donate_argnums=0)
+    def apply(state, grads):
+        return apply_gradients(optimizer, state, jnp.float32(0), grads, "policy")
+
+    memory = apply.lower(state, params).compile().memory_analysis()
+    assert memory.alias_size_in_bytes >= 3 * 4 * 64 * 64 * 4  # parameters and both moments
+    assert memory.temp_size_in_bytes < 64 * 64 * 4  # not one leaf

@@ -62,7 +62,7 @@ class ComputeConfig:
 
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Activations and matmuls; auto is bfloat16 on accelerators, float32 on CPU. Parameters and logits are float32."""
-    remat: Literal["none", "full", "dots"] = "none"
+    remat: Literal["none", "full", "dots"] = "dots"
     """What the backward pass recomputes: nothing, every layer, or all but the matmuls."""
     logprob_chunk_tokens: int = 1024
     """Tokens whose logits exist at a time in score and update."""
