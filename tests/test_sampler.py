@@ -288,6 +288,30 @@ def test_draws_follow_the_softmax_of_what_is_left(sampling):
     np.testing.assert_allclose(logprobs, np.log(probs[tokens]), atol=1e-5)
 
 
+def test_draws_among_many_blocks_follow_the_softmax_and_never_take_what_is_masked():
+    V, count = 3 * sampler.BLOCK - 5, 20_000
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=V).astype(np.float32)
+    logits[rng.random(V) < 0.5] = MASKED
+    logits[: sampler.BLOCK] = MASKED  # a whole block
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(7), i))(jnp.arange(count))
+    settings = sampler.settings_of(SamplingConfig())
+    draw = jax.jit(lambda keys: sampler.draw(jnp.tile(logits, (count, 1)), keys, settings, False))
+    tokens, logprobs = jax.device_get(draw(keys))
+    expected = np.where(logits > MASKED, logits - np.log(np.exp(logits.astype(np.float64)).sum()), -np.inf)
+    np.testing.assert_allclose(logprobs, expected[tokens], atol=1e-5)
+    groups = np.arange(V) % 20  # of about 13 tokens each, over all blocks
+    counts, probs = np.bincount(groups[tokens], minlength=20), np.bincount(groups, np.exp(expected))
+    assert ((counts - count * probs) ** 2 / (count * probs)).sum() < 43.8  # 99.9 % quantile at 19 degrees of freedom
+
+
+def test_inversion_takes_no_place_of_weight_zero_at_either_end():
+    weights = jnp.array([[0.0, 3.0, 0.0, 1.0, 0.0]] * 4)
+    uniform = jnp.array([0.0, 0.7499, 0.7501, 1 - 2**-23])
+    np.testing.assert_array_equal(sampler._invert(weights, uniform), [1, 1, 3, 3])
+    np.testing.assert_array_equal(sampler._invert(jnp.zeros((1, 3)), uniform[:1]), [0])
+
+
 @pytest.mark.parametrize("top_k", [0, 1, 5, 100])
 @pytest.mark.parametrize(("top_p", "min_p"), [(1.0, 0.0), (0.7, 0.0), (1.0, 0.05), (0.9, 0.02), (0.01, 0.5)])
 def test_supports_are_hugging_faces(top_k, top_p, min_p):
