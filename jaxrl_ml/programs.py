@@ -6,8 +6,8 @@
     merge    params → params                       without the adapter: it is added to the weights
     moments  params → opt_state                    the optimiser's start
     gather   params → weights                      sampling layout and dtype, layers unstacked; once a step
-    sample   weights, prompts → Rollout            prefill and decode in one program
-    begin, decode                                  the same in pieces, to stream tokens as they come
+    sample   weights, prompts → Rollout            prefill and decode in one program; in pieces, where rows may move
+    begin, decode                                  the same, to stream tokens as they come
     score    params, rollout → log-probs           for old and reference policies
     update   TrainState, Batch → TrainState        GRPO, donated
     fit      TrainState, Packed → TrainState       SFT, donated
@@ -18,6 +18,7 @@ nothing. Each is lowered for one mesh, with the outputs' shardings pinned.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -25,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrl_ml import sampler, update
+from jaxrl_ml import compaction, sampler, update
 from jaxrl_ml.config import ComputeConfig, GRPOStage, LoRAConfig, ModelConfig, SFTStage
 from jaxrl_ml.models import lora
 from jaxrl_ml.models.transformer import Transformer, extend_vocabulary, unstack
@@ -47,7 +48,7 @@ class Programs:
         self.layout = Layout(mesh, TRAINING)
         self.compute = compute
         dtype = resolve_dtype(compute.dtype)
-        sampling = Layout(mesh, SAMPLING)
+        self.sampling_layout = sampling = Layout(mesh, SAMPLING)
         self.model = Transformer(config, dtype, compute.remat, self.layout.constrain)
         self.sampling_model = Transformer(config, dtype, "none", sampling.constrain)
         self.param_shapes = jax.eval_shape(self.model.init, jax.random.key(0))
@@ -63,9 +64,11 @@ class Programs:
         rows = self.layout.rows
         plain = Rollout(Prompts(rows(2), rows(2), rows(1)), rows(2), rows(1), rows(2), rows(2), rows(1))
         tagged = plain._replace(prompts=plain.prompts._replace(allowed=rows(2)), tags=Tags(rows(2), rows(1)))
+        self._rollout_shardings = {False: plain, True: tagged}
         self._sample, self._sample_tagged = (
             jax.jit(self._sample_all, static_argnums=(6, 7, 8, 9), out_shardings=shardings) for shardings in (plain, tagged)
         )
+        self._pieces: dict[Any, dict[Any, Any]] = {}
         self.begin = jax.jit(partial(sampler.begin, self.sampling_model), static_argnums=(4, 5, 6))
         self.decode = jax.jit(partial(sampler.decode, self.sampling_model), static_argnums=(4,), donate_argnums=(1,))
 
@@ -80,9 +83,9 @@ class Programs:
         model, widths = self.sampling_model, sampler.cache_widths(C)
         state = sampler.begin(model, weights, prompts, seed_words, stop_table, G, C, W, widths[0])
         for width in widths:
-            state = state._replace(own=sampler.grow(model, state.own, width))
-            state = sampler.decode(model, weights, state, stop_table, settings, truncates, width, trie, prompts.allowed)
-        return sampler.finish(prompts, state, stop_table, trie)
+            state = sampler.grown(model, state, width)
+            state = sampler.decode(model, weights, state, stop_table, settings, truncates, width, trie)
+        return sampler.finish(prompts, state.written, None, stop_table, trie, self.layout.row_shards)
 
     def sample(
         self,
@@ -100,8 +103,91 @@ class Programs:
         length of its longest tag, and the prompts tell which languages they allow.
         """
         order = (static["truncates"], static["group_size"], static["width"], static.get("tag_width", 0))
+        given = (weights, prompts, seed_words, stop_table, settings, trie)
+        if order[2] > sampler.FIRST_WIDTH and len(self._grids(prompts, order[1])) > 1:
+            return self._sample_in_pieces(given, order)
         program = self._sample if trie is None else self._sample_tagged
-        return program(weights, prompts, seed_words, stop_table, settings, trie, *order)
+        return program(*given, *order)
+
+    def _grids(self, prompts: Prompts, G: int) -> list[compaction.Grid]:
+        return compaction.grids(prompts.tokens.shape[0] // self.sampling_layout.row_shards, G)
+
+    def _sample_in_pieces(self, given: tuple, order: tuple) -> Rollout:
+        """As `_sample_all`, but rows that go on are moved together in between; waits for each piece."""
+        weights, prompts, seed_words, stop_table, settings, trie = given
+        key = (order, tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves((prompts, stop_table, trie))))
+        if key not in self._pieces:
+            self._pieces[key] = self._compile_pieces(given, order)
+        pieces, grids, grid, width = self._pieces[key], self._grids(prompts, order[1]), 0, 0
+        state = pieces["begin"](weights, prompts, seed_words, stop_table)
+        while True:
+            state, position, live = pieces["decode", grid, width](weights, state, stop_table, settings, trie)
+            position, live = jax.device_get((position, live))
+            if not live.any() or position == order[2]:
+                return pieces["finish", grid](prompts, state.written, state.stopped, stop_table, trie)
+            if grid + 1 < len(grids) and compaction.fits(live, grids[grid + 1]):
+                state = pieces["move", grid, width](state)
+                grid += 1
+            else:
+                state = pieces["grow", grid, width](state)
+                width += 1
+
+    def _compile_pieces(self, given: tuple, order: tuple) -> dict[Any, Any]:
+        """Every piece of sampling: all are compiled before the first is needed, so that no later step compiles."""
+        weights, prompts, seed_words, stop_table, settings, trie = given
+        truncates, G, C, W = order
+        model, layout, stopped = self.sampling_model, self.sampling_layout, stop_table.shape[0] - 1
+        grids, widths, shards = self._grids(prompts, G), sampler.cache_widths(C), layout.row_shards
+        lowered, states = {}, {}
+
+        def lower(name: Any, function: Any, *arguments: Any, told: int = 0, donate: tuple = ()) -> Any:
+            """Lowers a piece that gives a state, and `told` small values besides; returns what the state is like."""
+            shapes = jax.eval_shape(function, *arguments)
+            like = jax.tree.map(self._decoding_like, shapes[0] if told else shapes)
+            pinned = (_shardings(like), *[layout.replicated] * told) if told else _shardings(like)
+            lowered[name] = jax.jit(function, out_shardings=pinned, donate_argnums=donate).lower(*arguments)
+            return like
+
+        def decode(grid: int, width: int, weights, state, stop_table, settings, trie):
+            def live(stop_state):
+                return compaction.live_rows(stop_state, stopped, shards, grids[grid])
+
+            last = grid + 1 == len(grids)
+            enough = None if last else lambda stop_state: compaction.fits(live(stop_state), grids[grid + 1])
+            state = sampler.decode(model, weights, state, stop_table, settings, truncates, widths[width], trie, enough)
+            return state, state.position, live(state.stop_state)
+
+        def begin(weights, prompts, seed_words, stop_table):
+            return sampler.begin(model, weights, prompts, seed_words, stop_table, G, C, W, widths[0])
+
+        states[0, 0] = lower("begin", begin, weights, prompts, seed_words, stop_table)
+        for grid in range(len(grids)):
+            for width in range(len(widths)):
+                state = states[grid, width]
+                lower(("decode", grid, width), partial(decode, grid, width), weights, state, stop_table, settings, trie,
+                      told=2, donate=(1,))  # fmt: skip
+                if width + 1 < len(widths):
+                    grow = partial(sampler.grown, model, S=widths[width + 1])
+                    states[grid, width + 1] = lower(("grow", grid, width), grow, state)
+                if grid + 1 < len(grids):
+                    move = partial(sampler.move, model, stopped=stopped, shards=shards, old=grids[grid], new=grids[grid + 1])
+                    states[grid + 1, width] = lower(("move", grid, width), move, state)
+            finish = jax.jit(partial(sampler.finish, shards=shards), out_shardings=self._rollout_shardings[trie is not None])
+            lowered["finish", grid] = finish.lower(prompts, state.written, state.stopped, stop_table, trie)
+        with ThreadPoolExecutor() as pool:
+            return dict(zip(lowered, pool.map(lambda piece: piece.compile(), lowered.values()), strict=True))
+
+    def _decoding_like(self, shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        """A leaf of the decoding state with its sharding: caches by rows and heads, the others by rows."""
+        layout = self.sampling_layout
+        match len(shape.shape):
+            case 0:
+                sharding = layout.replicated
+            case 4:
+                sharding = layout.sharding(("rows", "kv_heads", None, None), shape.shape)
+            case rank:
+                sharding = layout.rows(rank)
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
     def extend(self, params: Params, first: int, count: int) -> Params:
         """`params`, of as many rows as there were, with those of `count` tokens added at id `first`: see extend_vocabulary."""

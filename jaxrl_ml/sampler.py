@@ -13,11 +13,15 @@ noise whatever else is in the batch, however the step is split, and whatever the
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxrl_ml import compaction
+from jaxrl_ml.compaction import Grid
 from jaxrl_ml.config import SamplingConfig
 from jaxrl_ml.languages import tags
 from jaxrl_ml.models.attention import MASKED
@@ -52,6 +56,13 @@ class Decoding(NamedTuple):
     lengths: jax.Array  # int32 [B]
     tag_state: jax.Array | None  # int32 [B]; the trie node of each row's next token; None: no tags
     tags: Tags | None
+    allowed: jax.Array | None  # bool [B, languages]; None: no tags
+    stopped: compaction.Stopped | None = None  # None while every row has its cell: after a move B is that of the cells
+
+    @property
+    def written(self) -> tuple:
+        """What a rollout is made of."""
+        return self.completions, self.logprobs, self.lengths, self.stop_state, self.tags
 
 
 def settings_of(config: SamplingConfig) -> Settings:
@@ -171,6 +182,7 @@ def begin(
         lengths=jnp.zeros(B, jnp.int32),
         tag_state=jnp.full(B, tags.ROOT, jnp.int32) if W else None,
         tags=Tags(jnp.zeros((B, W), jnp.int32), jnp.full(B, -1, jnp.int32)) if W else None,
+        allowed=jnp.repeat(prompts.allowed, G, axis=0) if W else None,
     )
 
 
@@ -182,14 +194,37 @@ def cache_widths(C: int) -> list[int]:
     return widths
 
 
-def grow(model: Transformer, own: KVCache, S: int) -> KVCache:
-    """The cache with room for S tokens."""
+def grown(model: Transformer, state: Decoding, S: int) -> Decoding:
+    """The state with room for S tokens in the cache."""
 
-    def grown(buffer: jax.Array) -> jax.Array:
-        padded = jnp.pad(buffer, ((0, 0), (0, 0), (0, S - buffer.shape[2]), (0, 0)))
-        return model.constrain(padded, ("rows", "kv_heads", None, None))
+    def padded(buffer: jax.Array) -> jax.Array:
+        return jnp.pad(buffer, ((0, 0), (0, 0), (0, S - buffer.shape[2]), (0, 0)))
 
-    return jax.tree.map(grown, own)
+    return state._replace(own=_constrained(model, jax.tree.map(padded, state.own)))
+
+
+def move(model: Transformer, state: Decoding, stopped: int, shards: int, old: Grid, new: Grid) -> Decoding:
+    """The rows that go on, moved from grid `old` to `new`, on which they must fit; `stopped` is the last stop state."""
+    live = (state.stop_state != stopped).reshape(shards, *old)
+    line, cell, filled = jax.vmap(partial(compaction.choose, new=new))(live)
+    rows = len(state.token) // shards if state.stopped is None else len(state.stopped.written[0]) // shards
+    row = jnp.tile(jnp.arange(rows), shards) if state.stopped is None else state.stopped.row
+    written = compaction.put_by(state.written, state.stopped, shards)
+    rest = state._replace(position=None, prompt=None, stopped=None)  # what there is of every cell
+    rest, row = compaction.take((rest, row), cell, shards)
+    kv, mask = compaction.take(state.prompt, line, shards)
+    filled = filled.reshape(-1)
+    return rest._replace(
+        position=state.position,
+        own=_constrained(model, rest.own),
+        prompt=PromptCache(_constrained(model, kv), mask),
+        stop_state=jnp.where(filled, rest.stop_state, stopped).astype(rest.stop_state.dtype),
+        stopped=compaction.Stopped(jnp.where(filled, row, rows), written),
+    )
+
+
+def _constrained(model: Transformer, cache: KVCache) -> KVCache:
+    return jax.tree.map(lambda buffer: model.constrain(buffer, ("rows", "kv_heads", None, None)), cache)
 
 
 def decode(
@@ -201,18 +236,17 @@ def decode(
     truncates: bool,
     until: jax.Array | int,
     trie: TagTrie | None = None,
-    allowed: jax.Array | None = None,
+    enough: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Decoding:
     """Decodes until every row has stopped or `until` tokens are there, for which the cache must have room.
 
-    trie and allowed, bool [Q, languages]: the language tags and which of them each prompt may start with.
+    trie: the language tags. enough: of the stop states [B], whether so many rows have stopped that the others should move.
     """
     stopped = stop_table.shape[0] - 1
-    if trie is not None:
-        allowed = jnp.repeat(allowed, state.token.shape[0] // allowed.shape[0], axis=0)
 
     def unfinished(state: Decoding) -> jax.Array:
-        return (state.position < until) & ~jnp.all(state.stop_state == stopped)
+        on = (state.position < until) & ~jnp.all(state.stop_state == stopped)
+        return on if enough is None else on & ~enough(state.stop_state)
 
     def step(state: Decoding) -> Decoding:
         t = state.position
@@ -220,14 +254,14 @@ def decode(
         hidden, own = model.extend(params, state.token[:, None], positions, state.prompt, state.own, t)
         logits = model.logits(params, hidden)[:, 0]
         if trie is not None:
-            logits = tags.constrain_logits(trie, state.tag_state, allowed, logits)
+            logits = tags.constrain_logits(trie, state.tag_state, state.allowed, logits)
         noise_keys = jax.vmap(lambda key: jax.random.fold_in(key, t))(state.keys)
         token, logprob = draw(logits, noise_keys, settings, truncates)
         active = state.stop_state != stopped
         token, logprob = jnp.where(active, token, 0), jnp.where(active, logprob, 0.0)
         if trie is not None:
             states = state.tags.state.at[:, t].set(state.tag_state, mode="drop")  # beyond the longest tag every row is free
-            tag_state, language = tags.advance(trie, state.tag_state, state.tags.language, token, allowed)
+            tag_state, language = tags.advance(trie, state.tag_state, state.tags.language, token, state.allowed)
             tag_state = jnp.where(active, tag_state, 0)
             state = state._replace(tag_state=tag_state, tags=Tags(states, jnp.where(active, language, state.tags.language)))
         return state._replace(
@@ -243,20 +277,28 @@ def decode(
     return jax.lax.while_loop(unfinished, step, state)
 
 
-def finish(prompts: Prompts, state: Decoding, stop_table: jax.Array, trie: TagTrie | None = None) -> Rollout:
-    """The rollout of a decoded group."""
-    B, C = state.completions.shape
-    action_mask = jnp.arange(C)[None] < state.lengths[:, None]
+def finish(
+    prompts: Prompts,
+    written: tuple,
+    stopped: compaction.Stopped | None,
+    stop_table: jax.Array,
+    trie: TagTrie | None,
+    shards: int,
+) -> Rollout:
+    """The rollout of a decoded group, from what its state has of these names."""
+    completions, logprobs, lengths, stop_state, found = compaction.put_by(written, stopped, shards)
+    B, C = completions.shape
+    action_mask = jnp.arange(C)[None] < lengths[:, None]
     if trie is not None:
         allowed = jnp.repeat(prompts.allowed, B // prompts.allowed.shape[0], axis=0)
-        W = state.tags.state.shape[1]
-        action_mask &= jnp.pad(tags.is_choice(trie, state.tags.state, allowed), ((0, 0), (0, C - W)), constant_values=True)
+        W = found.state.shape[1]
+        action_mask &= jnp.pad(tags.is_choice(trie, found.state, allowed), ((0, 0), (0, C - W)), constant_values=True)
     return Rollout(
         prompts=prompts,
-        completions=state.completions,
-        lengths=state.lengths,
+        completions=completions,
+        lengths=lengths,
         action_mask=action_mask,
-        sampler_logprobs=state.logprobs,
-        truncated=state.stop_state != stop_table.shape[0] - 1,
-        tags=state.tags,
+        sampler_logprobs=logprobs,
+        truncated=stop_state != stop_table.shape[0] - 1,
+        tags=found,
     )

@@ -36,7 +36,7 @@ LAYERS = (
     ("models", "tokenizer", "languages", "tasks"),
     ("advantages", "credit", "losses", "optimizer", "sharding", "metrics", "records"),
     ("analysis",),
-    ("rewards", "data", "sampler", "checkpoint", "pretrained"),
+    ("rewards", "data", "sampler", "compaction", "checkpoint", "pretrained"),
     ("update",),
     ("programs",),
     ("sft", "grpo", "evaluate", "report"),
