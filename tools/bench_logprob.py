@@ -56,7 +56,7 @@ def logprob(repeats: int) -> list[Row]:
             side: jax.jit(gradients(of, coefficient)).lower(*arrays).compile()
             for side, of in (("ours", chunked_logprobs), ("dense", dense_logprobs))
         }
-        _agree(*(side(*arrays) for side in sides.values()))
+        agree(*(side(*arrays) for side in sides.values()))
         temporaries = {side: program.memory_analysis().temp_size_in_bytes for side, program in sides.items()}
         runs = {side: lambda run=program: jax.block_until_ready(run(*arrays)) for side, program in sides.items()}
         seconds = interleaved(runs, repeats, time.perf_counter)
@@ -69,7 +69,7 @@ def logprob(repeats: int) -> list[Row]:
     return rows
 
 
-def _agree(ours: Any, dense: Any) -> None:
+def agree(ours: Any, dense: Any) -> None:
     """Both sides compute the same, or their times say nothing."""
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(dense), strict=True):
         error = float(jnp.abs(a - b).max() / jnp.abs(b).max())
