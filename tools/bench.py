@@ -19,6 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench_step import PEERS, WORK, step
 from bench_timing import HEADER, Row, collect, machine
 
+from jaxrl_ml.cli import run_command
+
 REPEATS = {"countdown": 15, "maths": 5, "step": 3, "limit": 5, "decode": 3, "tail": 3, "logprob": 5, "start": 3}
 
 
@@ -71,4 +73,4 @@ def measure(row: str, model: str, peers: list[str], work: str, repeats: int) -> 
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -180,7 +180,10 @@ def limit(model: str, repeats: int) -> list[Row]:
         rows = grid[0] * grid[1]
         measures[f"decode {rows}"] = token_seconds(policy, *grid)
         measures[f"alone {rows}"] = partial(alone, rows)
+    measures["matmul again"] = measures["matmul"]
     found = in_turn(measures, repeats)
+    # A limit is the most that the machine can do: what else it was busy with for a moment does not count.
+    found["matmul"] = [max(pair) for pair in zip(found["matmul"], found.pop("matmul again"), strict=True)]
     return [*_rate_rows(found), *(_share_row(name, need[name], found) for name in runs), *_decode_rows(config, found)]
 
 
