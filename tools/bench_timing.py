@@ -89,7 +89,9 @@ def machine() -> str:
     told = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     names = [line.partition(": ")[2] for line in told.splitlines() if line.startswith("model name")]
     vectors = "AVX-512" if " avx512f " in told else "AVX2" if " avx2 " in told else "no AVX2"
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=7"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
     cores = f"{os.cpu_count()} cores of {names[0] if names else 'a CPU'} ({vectors})"
     return f"{time.strftime('%d %B %Y')}, commit {commit or 'unknown'}, {cores}; {doctor.versions()}"
 
