@@ -106,3 +106,12 @@ def test_sides_take_turns():
     order = []
     bench_timing.interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2)
     assert order == ["a", "b"] * 3  # one to warm up
+
+
+def test_the_time_of_others_is_what_is_not_our_own():
+    before = bench_timing.Busy(everybody=100.0, own=10.0)
+    assert bench_timing.Busy(110.0, 20.0).others(before) == 0
+    assert bench_timing.Busy(120.0, 15.0).others(before) == 0.75
+    assert bench_timing.Busy(110.0, 21.0).others(before) == 0  # the clocks tick apart
+    now = bench_timing.Busy.now()
+    assert now.everybody >= now.own >= 0

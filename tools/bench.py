@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench_step import PEERS, WORK, step
-from bench_timing import HEADER, Row, collect, machine
+from bench_timing import HEADER, Busy, Row, collect, machine
 
 from jaxrl_ml.cli import run_command
 
@@ -37,8 +37,9 @@ def main() -> None:
         rows = [["step"], ["step", "--work", "b"], *([row] for row in REPEATS if row != "step")]
         collect([[*row, *rest] for row in rows])
         return
+    before = Busy.now()
     found = measure(args.row, args.model, args.peer, args.work, args.repeats or REPEATS[args.row])
-    print(f"{machine()}\n\n{HEADER}")
+    print(f"{machine(before)}\n\n{HEADER}")
     print("\n".join(row.markdown() for row in found))
 
 

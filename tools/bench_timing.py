@@ -82,23 +82,44 @@ def own_peak() -> str:
     return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9:.2f}"
 
 
-def machine() -> str:
-    """Where and when, as the line over the table has it."""
+class Busy(NamedTuple):
+    """Seconds of CPU time so far."""
+
+    everybody: float
+    own: float  # of this process and of those that it started and that have ended
+
+    @classmethod
+    def now(cls) -> Busy:
+        """Both are zero where the system does not tell."""
+        if not Path("/proc/stat").exists():
+            return cls(0.0, 0.0)
+        fields = [int(ticks) for ticks in Path("/proc/stat").read_text().split(None, 9)[1:9]]
+        idle = sum(fields[3:5])  # and waiting for a disk
+        return cls((sum(fields) - idle) / os.sysconf("SC_CLK_TCK"), sum(os.times()[:4]))
+
+    def others(self, before: Busy) -> float:
+        """The share of the busy time since `before` that was not our own; times measured beside it are too long."""
+        everybody, own = self.everybody - before.everybody, self.own - before.own
+        return max(0.0, 1 - own / everybody) if everybody else 0.0
+
+
+def machine(before: Busy) -> str:
+    """Where, when and how undisturbed since `before`, as the line over the table has it."""
     from jaxrl_ml import doctor
 
     told = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     names = [line.partition(": ")[2] for line in told.splitlines() if line.startswith("model name")]
     vectors = "AVX-512" if " avx512f " in told else "AVX2" if " avx2 " in told else "no AVX2"
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=7"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=7"]
+    commit = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True).stdout.strip() or "unknown"
     cores = f"{os.cpu_count()} cores of {names[0] if names else 'a CPU'} ({vectors})"
-    return f"{time.strftime('%d %B %Y')}, commit {commit or 'unknown'}, {cores}; {doctor.versions()}"
+    shared = f"others took {Busy.now().others(before):.0%} of the CPU time"
+    return f"{time.strftime('%d %B %Y')}, commit {commit}, {cores}, {shared}; {doctor.versions()}"
 
 
 def collect(commands: Sequence[Sequence[str]]) -> None:
     """Runs `tools/bench.py` once a command, each in a process of its own, and prints one table of all their rows."""
-    lines = []
+    lines, before = [], Busy.now()
     for command in commands:
         process = subprocess.Popen(
             [sys.executable, str(ROOT / "tools" / "bench.py"), *command], stdout=subprocess.PIPE, text=True, cwd=ROOT
@@ -109,5 +130,5 @@ def collect(commands: Sequence[Sequence[str]]) -> None:
                 lines.append(line.rstrip("\n"))
         if process.wait():
             print(f"{' '.join(command)}: failed with exit status {process.returncode}", flush=True)
-    print(f"\n{machine()}\n\n{HEADER}")
+    print(f"\n{machine(before)}\n\n{HEADER}")
     print("\n".join(lines))
