@@ -1,246 +1,77 @@
-"""Benchmarks of the library: `python tools/bench.py countdown`, `maths`, or `step` (see `bench_step.py`).
+"""Benchmarks of the library: `python tools/bench.py ROW [--model HF_DIR] [--peer trl --peer tunix]`, or `all` for one table.
 
-Each row is a function that measures both sides in one interleaved run, since the speed of a shared machine drifts: the ratio
-is taken within each repeat, and its median and range are reported.
+    step       (a), (b) whole GRPO steps against the peers      decode     (c) sampling against transformers.generate
+    tail       (d) long-tail lengths against only live rows     logprob    (e) log-probs against the dense computation
+    countdown, maths   (f) answers checked per second           start      (g) start-up, cold and again; late compilations
+    limit      the machine's rates, the work's needs, and the share that is achieved
+
+Each prints rows of one table. The folder of SmolLM2-135M is written by `tools/smollm2.py`.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
-import re
-import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench_step import PEERS, WORK, step
+from bench_timing import HEADER, Busy, Row, collect, machine
 
-from jaxrl_ml.rewards import countdown as reward
-from jaxrl_ml.rewards.maths import MathsReward
-from jaxrl_ml.tasks.countdown.generate import Countdown
-from jaxrl_ml.types import Example
+from jaxrl_ml.cli import run_command
 
-ROWS, CHARS, GROUP = 4096, 1000, 8
-KINDS = {"correct": 30, "wrong value": 30, "wrong numbers": 15, "malformed": 10, "none": 15}  # percent
-
-
-def countdown(repeats: int) -> None:
-    """Countdown completions checked per second: the library's reward against a per-row regex-and-eval checker."""
-    texts, examples = _completions(random.Random(0))
-    ours = reward.countdown_reward(texts, examples).rewards
-    theirs = _regex_and_eval(texts, examples)
-    disagree = sum(abs(a - b) > 1e-6 for a, b in zip(ours, theirs, strict=True))
-    print(f"countdown: {ROWS} completions of {CHARS} characters, {GROUP} a problem, n = 3 and 4, numbers to 99")
-    print("  " + ", ".join(f"{share}% {kind}" for kind, share in KINDS.items()) + f"; verdicts that differ: {disagree}")
-    print(f"  identical answers to one problem: {100 * _repeated(texts, examples):.1f}% of rows")
-
-    def cold() -> None:
-        reward._program.cache_clear()
-        reward.countdown_reward(texts, examples)
-
-    sides: dict[str, Callable[[], object]] = {
-        "regex and eval": lambda: _regex_and_eval(texts, examples),
-        "countdown_reward": lambda: reward.countdown_reward(texts, examples),
-        "countdown_reward, cold cache": cold,
-    }
-    seconds = _interleaved(sides, repeats)
-    baseline = seconds.pop("regex and eval")
-    print(f"  {'regex and eval':<30}{ROWS / statistics.median(baseline):>12,.0f} rows/s")
-    for name, times in seconds.items():
-        ratios = [b / t for b, t in zip(baseline, times, strict=True)]
-        print(
-            f"  {name:<30}{ROWS / statistics.median(times):>12,.0f} rows/s  {statistics.median(ratios):.2f}x "
-            f"({min(ratios):.2f} to {max(ratios):.2f} in {repeats} repeats)"
-        )
-    fields = {"numbers": (1, 1), "target": 24}
-    problems = [Example(id=str(row), task="countdown/2", fields=fields) for row in range(ROWS)]  # nothing is shared
-    for name, text in _adversarial().items():
-        batch = [text] * ROWS, problems
-        times = _interleaved({name: lambda batch=batch: reward.countdown_reward(*batch)}, repeats)[name]
-        print(f"  adversarial, {name:<17}{ROWS / statistics.median(times):>12,.0f} rows/s")
-
-
-def maths(repeats: int) -> None:
-    """Maths answers graded per second: MathsReward against math-verify, row by row, in this process, on the same answers."""
-    import math_verify
-
-    rng = random.Random(0)
-    texts, examples = _maths_completions(rng)
-
-    def theirs() -> list[bool]:
-        return [
-            math_verify.verify(math_verify.parse(f"\\boxed{{{example.answer}}}"), math_verify.parse(text[-60:]))
-            for text, example in zip(texts, examples, strict=True)
-        ]
-
-    print(f"maths: {len(texts)} completions, {GROUP} a problem; wall time, the pool has 2 processes")
-    verdicts = None
-    for repeat in range(repeats):
-        start = time.perf_counter()
-        expected = theirs()
-        middle = time.perf_counter()
-        with MathsReward(deadline_s=5.0 + repeat / 1e6) as fresh:  # its own pool: nothing is remembered
-            fresh(["\\boxed{x+1}"], [Example("0", "maths", answer="1+x")])  # starts it
-            began = time.perf_counter()
-            verdicts = fresh(texts, examples)
-            cold = time.perf_counter() - began
-            began = time.perf_counter()
-            fresh(texts, examples)
-            warm = time.perf_counter() - began
-        print(
-            f"  math-verify {len(texts) / (middle - start):,.0f} rows/s; MathsReward {len(texts) / cold:,.0f} "
-            f"({(middle - start) / cold:.1f}x), again {len(texts) / warm:,.0f}; pooled "
-            f"{verdicts.details['verifier/pooled'].mean():.1%} of rows; differ {(verdicts.correct != expected).sum()}"
-        )
-
-
-def _maths_completions(rng: random.Random) -> tuple[list[str], list[Example]]:
-    """Four fifths of the problems have a number for an answer, the rest an expression; a group gives about three answers."""
-    texts, examples = [], []
-    for index in range(64):
-        if index % 5:
-            gold = rng.choice([str(rng.randint(-999, 9999)), f"\\frac{{{rng.randint(1, 9)}}}{{{rng.randint(10, 99)}}}"])
-            wrong = [str(rng.randint(-999, 9999)), f"\\frac{{{rng.randint(1, 9)}}}{{{rng.randint(10, 99)}}}"]
-        else:
-            a, b = rng.randint(2, 99), rng.randint(2, 99)
-            gold, wrong = f"{a}\\sqrt{{{b}}}", [f"{b}\\sqrt{{{a}}}", f"\\sqrt{{{a * a * b}}}"]
-        problem = Example(str(index), "maths", answer=gold)
-        for _ in range(GROUP):
-            answer = rng.choice([gold, *wrong])
-            texts.append("We think step by step. " * 40 + f"The answer is \\boxed{{{answer}}}.")
-            examples.append(problem)
-    return texts, examples
-
-
-def _interleaved(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """CPU time in seconds of each side, in turn, `repeats` times after one warm-up."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for repeat in range(repeats + 1):
-        for name, run in sides.items():
-            start = time.process_time()
-            run()
-            if repeat:
-                seconds[name].append(time.process_time() - start)
-    return seconds
-
-
-def _completions(rng: random.Random) -> tuple[list[str], list[Example]]:
-    """A step's completions: GROUP rows a problem, filled up with thinking aloud to CHARS characters."""
-    problems = Countdown(num_numbers=(3, 4), max_number=99, size=ROWS // GROUP)
-    texts, examples = [], []
-    for problem in problems:
-        for _ in range(GROUP):
-            kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
-            texts.append(_completion(kind, problem, rng))
-            examples.append(problem)
-    return texts, examples
-
-
-def _completion(kind: str, problem: Example, rng: random.Random) -> str:
-    numbers, target = list(problem.fields["numbers"]), problem.fields["target"]
-    rng.shuffle(numbers)
-    match kind:
-        case "correct":
-            answer = problem.fields["solution"]
-        case "wrong value":
-            answer = _some_expression(numbers, rng)
-        case "wrong numbers":
-            answer = _some_expression([*numbers[:-1], rng.randint(1, 99)], rng)
-        case "malformed":
-            answer = rng.choice(
-                [
-                    f"{_some_expression(numbers, rng)})",
-                    f"({_some_expression(numbers, rng)}",
-                    f"x = {numbers[0]} + {numbers[1]}",
-                    f"{numbers[0]} plus {numbers[1]} gives {target}",
-                    f"{numbers[0]} * ",
-                    "",
-                ]
-            )
-        case _:
-            answer = None
-    tail = f"</think>\n<answer> {answer} </answer>" if answer is not None else ""
-    thoughts, length = [], len(tail)
-    while length < CHARS:
-        a, b, symbol = rng.choice(numbers), rng.choice(numbers), rng.choice("+-*/")
-        thoughts.append(f"Let me try {a} {symbol} {b}, but that is not {target} < 100.\n")
-        length += len(thoughts[-1])
-    return ("".join(thoughts))[: CHARS - len(tail)] + tail
-
-
-def _some_expression(numbers: Sequence[int], rng: random.Random) -> str:
-    terms = [str(number) for number in numbers]
-    while len(terms) > 1:
-        left, right = terms.pop(rng.randrange(len(terms))), terms.pop(rng.randrange(len(terms)))
-        term = f"{left} {rng.choice('+-*/')} {right}"
-        terms.append(f"({term})" if terms and rng.random() < 0.6 else term)
-    return terms[0]
-
-
-def _repeated(texts: Sequence[str], examples: Sequence[Example]) -> float:
-    answers = [(example.id, text.rpartition("<answer>")[2]) for text, example in zip(texts, examples, strict=True)]
-    answered = [answer for answer, text in zip(answers, texts, strict=True) if "<answer>" in text]
-    return 1 - len(set(answered)) / len(answered)
-
-
-def _adversarial() -> dict[str, str]:
-    """Completions made to be slow to check. They are shown to the library's reward only: eval might not return."""
-    return {
-        "open tags": "<answer>" * (CHARS // 8),
-        "half tags": "<answer" * (CHARS // 7),
-        "close tags": "</answer>" * (CHARS // 9),
-        "parentheses": "<answer>" + "(" * 250 + "1+1" + ")" * 250 + "</answer>",
-        "powers": "<answer>44**19**36</answer>".rjust(CHARS),
-        "digits": "<answer>" + "9" * (CHARS - 17) + "</answer>",
-        "division by zero": "<answer>1/(1-1)</answer>".rjust(CHARS),
-    }
-
-
-def _regex_and_eval(texts: Sequence[str], examples: Sequence[Example]) -> list[float]:
-    """The baseline: TinyZero's checker (verl/utils/reward_score/countdown.py), row by row.
-
-    It calls eval on the answer, so it lives here only, and is only ever given the completions that `_completions` made. Its
-    search for the last line, which presumes the prompt, is left out, so that answers over several lines count.
-    """
-    rewards = []
-    for text, example in zip(texts, examples, strict=True):
-        matches = list(re.finditer(r"<answer>(.*?)</answer>", text, re.DOTALL))
-        if not matches:
-            rewards.append(0.0)
-            continue
-        equation = matches[-1].group(1).strip()
-        numbers = sorted(int(number) for number in re.findall(r"\d+", equation))
-        if numbers != sorted(example.fields["numbers"]) or not re.match(r"^[\d+\-*/().\s]+$", equation):
-            rewards.append(0.1)
-            continue
-        try:
-            result = eval(equation, {"__builtins__": None}, {})
-            rewards.append(1.0 if abs(result - example.fields["target"]) < 1e-5 else 0.1)
-        except (SyntaxError, ZeroDivisionError, TypeError):
-            rewards.append(0.1)
-    return rewards
+REPEATS = {"countdown": 15, "maths": 5, "step": 3, "limit": 5, "decode": 3, "tail": 3, "logprob": 5, "start": 3}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("row", choices=["countdown", "maths", "step"], help="what to measure")
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--model", default="runs/smollm2", help="step: folder that tools/smollm2.py wrote")
-    parser.add_argument("--peer", action="append", choices=list(PEERS), default=[], help="step: whom to compare with")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("row", choices=[*REPEATS, "all"], help="what to measure")
+    parser.add_argument("--repeats", type=int, help="of the row; each has its own default")
+    parser.add_argument("--model", default="runs/smollm2", help="folder that tools/smollm2.py wrote")
+    parser.add_argument("--peer", action="append", choices=list(PEERS), default=[], help="step, decode: whom to compare with")
     parser.add_argument("--work", choices=list(WORK), default="a", help="step: how much of it")
     args = parser.parse_args()
-    match args.row:
-        case "countdown":
-            countdown(args.repeats)
-        case "maths":
-            maths(min(args.repeats, 5))
+    if args.row == "all":
+        rest = ["--model", args.model, *(word for peer in args.peer for word in ("--peer", peer))]
+        rows = [["step"], ["step", "--work", "b"], *([row] for row in REPEATS if row != "step")]
+        collect([[*row, *rest] for row in rows])
+        return
+    before = Busy.now()
+    found = measure(args.row, args.model, args.peer, args.work, args.repeats or REPEATS[args.row])
+    print(f"{machine(before)}\n\n{HEADER}")
+    print("\n".join(row.markdown() for row in found))
+
+
+def measure(row: str, model: str, peers: list[str], work: str, repeats: int) -> list[Row]:
+    """The rows of one name; what it does not need is not imported."""
+    match row:
         case "step":
-            step(args.model, args.peer, args.work, min(args.repeats, 3))
+            return step(model, peers, work, repeats)
+        case "limit":
+            from bench_limit import limit
+
+            return limit(model, repeats)
+        case "decode":
+            from bench_decode import decode
+
+            return decode(model, peers, repeats)
+        case "tail":
+            from bench_decode import tail
+
+            return tail(model, repeats)
+        case "logprob":
+            from bench_logprob import logprob
+
+            return logprob(repeats)
+        case "start":
+            from bench_start import start
+
+            return start(repeats)
+    import bench_host
+
+    return {"countdown": bench_host.countdown, "maths": bench_host.maths}[row](repeats)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -13,8 +13,10 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from bench_timing import Row, ratios
 
 TOOLS = Path(__file__).resolve().parent
 PEERS = {
@@ -22,39 +24,55 @@ PEERS = {
     "tunix": ([], ["google-tunix==0.1.7"]),
 }  # what pip installs, for it can take torch's CPU wheel from a folder of wheels; then what uv does
 WORK = {"a": (2, 4, 32), "b": (4, 8, 64)}  # prompts, samples, new tokens
+TARGETS = {"a": "≥ 2.2, and 4 GB", "b": "≥ 2.2"}
 
 
-def step(model: str, peers: Sequence[str], work: str, rounds: int) -> None:
-    """Prints the seconds of a step, of its sampling and of its update, peak memory, and ratios to ours."""
+def step(model: str, peers: Sequence[str], work: str, rounds: int) -> list[Row]:
+    """Seconds of a step, of its sampling and of its update, peak memory, and the peers' ratios to ours."""
+    prompts, group, new_tokens = WORK[work]
+    name = f"({work}) GRPO step, {prompts} × {group} samples, 122-token prompts, {new_tokens} new tokens"
+    print(f"{name}, {rounds} rounds")
+    found = compare("step", peers, [prompts, group, new_tokens, model], rounds)
+    ours = found.pop("jaxrl_ml")
+    rows = []
+    for peer, told in found.items() or {"": []}.items():
+        ratio = ratios([t["step"] for t in told], [t["step"] for t in ours]) if told else []
+        peaks = " / ".join(f"{statistics.median(t['peak_gb'] for t in side):.2f}" for side in (ours, told) if side)
+        rows.append(Row(name, _phases(ours), f"{peer} {_phases(told)}" if told else "", ratio, TARGETS[work], peaks))
+    return rows
+
+
+def _phases(told: Sequence[Mapping[str, float]]) -> str:
+    seconds = {key: statistics.median(t[key] for t in told) for key in ("step", "generate", "update")}
+    return "{step:.2f} s (sampling {generate:.2f}, update {update:.2f})".format(**seconds)
+
+
+def compare(work: str, peers: Sequence[str], arguments: Sequence[object], rounds: int) -> dict[str, list[dict[str, float]]]:
+    """What each side tells of the work, `rounds` times in turn; a peer that cannot be made or run is left out with a line."""
     sides = {"jaxrl_ml": sys.executable}
     for peer in peers:
         try:
             sides[peer] = str(environment(peer))
         except (OSError, subprocess.CalledProcessError) as error:
             print(f"{peer}: skipped, its environment could not be made: {error}")
-    prompts, group, new_tokens = WORK[work]
-    print(f"({work}) {prompts} prompts × {group} samples, 122-token prompts, {new_tokens} new tokens, {rounds} rounds")
     found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, python in list(sides.items()):
-            told = measure(name, python, [prompts, group, new_tokens, model])
+            told = measure(name, python, work, arguments)
+            if told is None and name == "jaxrl_ml":
+                raise SystemExit(1)  # there is nothing to compare
             if told is None:
-                del sides[name]
+                del sides[name], found[name]
             else:
                 found[name].append(told)
                 print(f"  {name}: " + ", ".join(f"{key} {value:.2f}" for key, value in told.items()), flush=True)
-    print("| | step, s | sampling, s | update, s | peak, GB | step, × ours |\n|---|---|---|---|---|---|")
-    for name in sides:
-        columns = [statistics.median(told[key] for told in found[name]) for key in ("step", "generate", "update", "peak_gb")]
-        ratios = [told["step"] / ours["step"] for told, ours in zip(found[name], found["jaxrl_ml"], strict=True)]
-        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        print(f"| {name} | " + " | ".join(f"{value:.2f}" for value in columns) + f" | {spread} |")
+    return found
 
 
-def measure(name: str, python: str, arguments: Sequence[object]) -> dict[str, float] | None:
-    """One process of one side: medians over its steps; None where it failed."""
-    script = TOOLS / "peers" / f"{name.removesuffix('_ml')}_step.py"
-    own = {"PYTHONPATH": str(TOOLS.parent)} if name == "jaxrl_ml" else {}
+def measure(name: str, python: str, work: str, arguments: Sequence[object]) -> dict[str, float] | None:
+    """One process of one side: medians over its repeats, without the first; None where it failed."""
+    script = TOOLS / "peers" / f"{name.removesuffix('_ml')}_{work}.py"
+    own = {"PYTHONPATH": os.pathsep.join(map(str, (TOOLS.parent, TOOLS)))} if name == "jaxrl_ml" else {}
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", **own}
     done = subprocess.run([python, str(script), *map(str, arguments)], capture_output=True, text=True, env=env)
     if done.returncode:

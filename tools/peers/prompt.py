@@ -21,4 +21,4 @@ def reward(text: str) -> float:
 def report(**seconds: list[float]) -> None:
     """Prints the seconds of each step by phase, and the peak of resident memory in GB (1e9 bytes)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    print(json.dumps({"peak_gb": round(peak, 2), **{name: [round(s, 3) for s in found] for name, found in seconds.items()}}))
+    print(json.dumps({"peak_gb": round(peak, 2), **{name: [round(s, 6) for s in found] for name, found in seconds.items()}}))
