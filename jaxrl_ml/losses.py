@@ -6,6 +6,7 @@ microbatches nor hosts change the loss.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -46,22 +47,62 @@ def token_logprobs(
 
     def chunk(carry, slices):
         h, t, within = slices
-        # Cast here, not before the scan: the head's gradient is summed over the chunks in float32.
-        logits = jnp.einsum("bcd,dv->bcv", h, head.astype(h.dtype), preferred_element_type=jnp.float32) / temperature
-        logits = constrain(logits, ("rows", None, "vocab"))
-        top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
-        shifted = logits - top
-        weights = jnp.exp(shifted)
-        total = weights.sum(-1)
-        log_total = jnp.log(total)
-        chosen = jnp.take_along_axis(shifted, t[..., None], axis=-1)[..., 0]
-        entropy = log_total - (weights * shifted).sum(-1) / total
-        if within is not None:
-            log_total, entropy = _renormalised(shifted, *within, log_total, entropy)
-        return carry, (chosen - log_total, entropy)
+        if within is None:
+            return carry, _chunk_logprobs(h, head, t, temperature, constrain)
+        (plain, entropy), (*_, top, log_total, _) = _chunk_forward(h, head, t, temperature, constrain)
+        shifted = _logits(h, head, temperature, constrain) - jax.lax.stop_gradient(top)[..., None]
+        narrow_total, entropy = _renormalised(shifted, *within, log_total, entropy)
+        return carry, (plain + log_total - narrow_total, entropy)
 
-    _, (logprobs, entropy) = jax.lax.scan(jax.checkpoint(chunk, prevent_cse=False), None, (hidden, targets, support))
+    if support is not None:  # few columns, and rules that JAX may differentiate
+        chunk = jax.checkpoint(chunk, prevent_cse=False)
+    _, (logprobs, entropy) = jax.lax.scan(chunk, None, (hidden, targets, support))
     return tuple(x.swapaxes(0, 1).reshape(B, chunks * width)[:, :C] for x in (logprobs, entropy))
+
+
+def _logits(hidden: jax.Array, head: jax.Array, temperature: jax.Array, constrain: Any) -> jax.Array:
+    # Cast here, chunk by chunk: the head's gradient is summed over the chunks in float32.
+    logits = jnp.einsum("bcd,dv->bcv", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    return constrain(logits / temperature, ("rows", None, "vocab"))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _chunk_logprobs(
+    hidden: jax.Array, head: jax.Array, targets: jax.Array, temperature: jax.Array, constrain: Any
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probs and entropies f32 [B, c] of one chunk: as JAX would differentiate it, with one array of logits instead of four.
+
+    With z the logits over the temperature, p = softmax(z), H the entropy and y the target, the gradient by z is
+    g_logprob·(1[y] − p) − g_entropy·p·(log p + H), in one pass over logits that are computed again. None by the temperature.
+    """
+    return _chunk_forward(hidden, head, targets, temperature, constrain)[0]
+
+
+def _chunk_forward(hidden, head, targets, temperature, constrain):
+    logits = _logits(hidden, head, temperature, constrain)
+    top = jax.lax.stop_gradient(logits.max(-1))
+    shifted = logits - top[..., None]
+    weights = jnp.exp(shifted)
+    total = weights.sum(-1)
+    log_total = jnp.log(total)
+    entropy = log_total - (weights * shifted).sum(-1) / total
+    logprobs = jnp.take_along_axis(shifted, targets[..., None], axis=-1)[..., 0] - log_total
+    return (logprobs, entropy), (hidden, head, targets, temperature, top, log_total, entropy)
+
+
+def _chunk_backward(constrain, kept, gradients):
+    hidden, head, targets, temperature, top, log_total, entropy = kept
+    by_logprob, by_entropy = (g[..., None] for g in gradients)
+    log_p = _logits(hidden, head, temperature, constrain) - top[..., None] - log_total[..., None]
+    own = jnp.arange(log_p.shape[-1])[None, None] == targets[..., None]
+    by_logits = by_logprob * own - jnp.exp(log_p) * (by_logprob + by_entropy * (log_p + entropy[..., None]))
+    by_logits = constrain((by_logits / temperature).astype(hidden.dtype), ("rows", None, "vocab"))
+    by_hidden = jnp.einsum("bcv,dv->bcd", by_logits, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    by_head = jnp.einsum("bcd,bcv->dv", hidden, by_logits, preferred_element_type=jnp.float32)
+    return by_hidden.astype(hidden.dtype), by_head.astype(head.dtype), None, jnp.zeros_like(temperature)
+
+
+_chunk_logprobs.defvjp(_chunk_forward, _chunk_backward)
 
 
 def _renormalised(

@@ -46,7 +46,7 @@ class Programs:
 
     def __init__(self, config: ModelConfig, compute: ComputeConfig, mesh: jax.sharding.Mesh) -> None:
         self.layout = Layout(mesh, TRAINING)
-        self.compute = compute
+        self._chunk_tokens = compute.logprob_chunk_tokens * self.layout.row_shards
         dtype = resolve_dtype(compute.dtype)
         self.sampling_layout = sampling = Layout(mesh, SAMPLING)
         self.model = Transformer(config, dtype, compute.remat, self.layout.constrain)
@@ -240,9 +240,7 @@ class Programs:
     def score(self, stage: GRPOStage) -> Any:
         """(params, rollout, temperature, trie) → log-probs f32 [B, C]."""
         parts = stage.num_minibatches * stage.num_microbatches
-        return jax.jit(
-            partial(update.score, self.model, parts, self.compute.logprob_chunk_tokens), out_shardings=self.layout.rows(2)
-        )
+        return jax.jit(partial(update.score, self.model, parts, self._chunk_tokens), out_shardings=self.layout.rows(2))
 
     def update(self, stage: GRPOStage, optimizer: optax.GradientTransformation) -> Any:
         """(state, batch, minibatch, temperature, trie) → (state, metrics); the state is donated."""
@@ -254,7 +252,7 @@ class Programs:
             stage.num_minibatches,
             stage.num_microbatches,
             stage.sampling.max_completion_tokens,
-            self.compute.logprob_chunk_tokens,
+            self._chunk_tokens,
             stage.language.languages,
         )
         state = _shardings(self.state_shapes(optimizer, stage.lora))
@@ -262,7 +260,7 @@ class Programs:
 
     def fit(self, stage: SFTStage, optimizer: optax.GradientTransformation) -> Any:
         """(state, packed batch) → (state, metrics); the state is donated."""
-        bound = partial(update.sft_update, self.model, optimizer, stage.num_microbatches, self.compute.logprob_chunk_tokens)
+        bound = partial(update.sft_update, self.model, optimizer, stage.num_microbatches, self._chunk_tokens)
         state = _shardings(self.state_shapes(optimizer, stage.lora))
         return jax.jit(bound, donate_argnums=(0,), out_shardings=(state, self.layout.replicated))
 

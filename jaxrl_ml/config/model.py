@@ -64,8 +64,8 @@ class ComputeConfig:
     """Activations and matmuls; auto is bfloat16 on accelerators, float32 on CPU. Parameters and logits are float32."""
     remat: Literal["none", "full", "dots"] = "dots"
     """What the backward pass recomputes: nothing, every layer, or all but the matmuls."""
-    logprob_chunk_tokens: int = 1024
-    """Tokens whose logits exist at a time in score and update."""
+    logprob_chunk_tokens: int = 256
+    """Tokens of a row shard whose logits exist at a time in score and update."""
 
 
 @dataclass(frozen=True)
