@@ -28,9 +28,10 @@ import optax
 from jaxrl_ml import sampler, update
 from jaxrl_ml.config import ComputeConfig, GRPOStage, LoRAConfig, ModelConfig, SFTStage
 from jaxrl_ml.models import lora
+from jaxrl_ml.models.kernels import Kernel
 from jaxrl_ml.models.transformer import Transformer, extend_vocabulary, unstack
 from jaxrl_ml.sharding import SAMPLING, TRAINING, Layout
-from jaxrl_ml.types import Params, Prompts, Rollout, Tags, TagTrie, TrainState
+from jaxrl_ml.types import Params, Prompts, Rollout, Tags, TagTrie, TrainState, require
 
 
 def resolve_dtype(name: str) -> Any:
@@ -38,6 +39,27 @@ def resolve_dtype(name: str) -> Any:
     if name == "auto":
         return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     return jnp.dtype(name)
+
+
+def resolve_kernel(name: str, dtype: Any, layout: Layout, head_dim: int) -> Kernel | None:
+    """The attention kernel of a layout's devices, None for the plain path.
+
+    auto is splash on TPU, cuDNN's on GPU where it takes the dtype and the head dimension, plain elsewhere. Raises UserError
+    where a kernel that is asked for does not run.
+    """
+    platform = layout.mesh.devices.flat[0].platform
+    half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0 and head_dim <= 128
+    if name == "auto":
+        name = "splash" if platform == "tpu" else "cudnn" if platform == "gpu" and half else "plain"
+    if name == "plain":
+        return None
+    runs = {"splash": platform in ("tpu", "cpu"), "cudnn": platform == "gpu" and half}[name]
+    need = {"splash": "a TPU", "cudnn": "a GPU, 16-bit arithmetic and a head_dim that is a multiple of 8 up to 128"}[name]
+    require(
+        runs,
+        f"compute.attention={name} needs {need}; this is {platform} with {jnp.dtype(dtype)} and head_dim={head_dim}: use auto",
+    )
+    return Kernel(name, layout.local, interpret=platform == "cpu")
 
 
 class Programs:
@@ -48,8 +70,11 @@ class Programs:
         self.compute = compute
         dtype = resolve_dtype(compute.dtype)
         sampling = Layout(mesh, SAMPLING)
-        self.model = Transformer(config, dtype, compute.remat, self.layout.constrain)
-        self.sampling_model = Transformer(config, dtype, "none", sampling.constrain)
+        kernel, sampling_kernel = (
+            resolve_kernel(compute.attention, dtype, layout, config.head_dim) for layout in (self.layout, sampling)
+        )
+        self.model = Transformer(config, dtype, compute.remat, self.layout.constrain, kernel)
+        self.sampling_model = Transformer(config, dtype, "none", sampling.constrain, sampling_kernel)
         self.param_shapes = jax.eval_shape(self.model.init, jax.random.key(0))
         self.param_shardings = self.layout.tree(self.model.axes(), self.param_shapes)
         weights = jax.eval_shape(self._to_sampling, self.param_shapes)

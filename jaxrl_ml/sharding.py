@@ -7,10 +7,12 @@ Rows of a batch are split over data and fsdp together.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -101,6 +103,23 @@ class Layout:
     def constrain(self, x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
         """Pins the sharding of an activation inside a jitted function."""
         return jax.lax.with_sharding_constraint(x, self.sharding(names, x.shape))
+
+    def local(
+        self, function: Callable[..., jax.Array], names: tuple[tuple[str | None, ...], ...], *arrays: jax.Array
+    ) -> jax.Array:
+        """`function` of arrays, run by every device on its own part of them, told by their logical names.
+
+        The result is split as the first array. Key/value heads fewer than the tensor axis are repeated: one for each device.
+        """
+        tensor = self.mesh.shape["tensor"]
+
+        def whole(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+            at = axes.index("kv_heads") if "kv_heads" in axes else None
+            return x if at is None or x.shape[at] >= tensor else jnp.repeat(x, tensor // x.shape[at], axis=at)
+
+        arrays = [whole(x, axes) for x, axes in zip(arrays, names, strict=True)]
+        specs = tuple(self.spec(axes, x.shape) for x, axes in zip(arrays, names, strict=True))
+        return jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=specs[0], check_vma=False)(*arrays)
 
     def put_rows(self, tree: Any) -> Any:
         """Places host arrays whose first axis is rows, this process giving its own part of them."""

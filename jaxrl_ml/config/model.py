@@ -64,6 +64,9 @@ class ComputeConfig:
     """Activations and matmuls; auto is bfloat16 on accelerators, float32 on CPU. Parameters and logits are float32."""
     remat: Literal["none", "full", "dots"] = "none"
     """What the backward pass recomputes: nothing, every layer, or all but the matmuls."""
+    attention: Literal["auto", "plain", "splash", "cudnn"] = "auto"
+    """Of whole sequences, in prefill, score and update: plain XLA, or a kernel that holds no array of queries × keys × heads.
+    auto is splash on TPU, cudnn on NVIDIA GPUs in bfloat16, plain on CPU. splash on CPU is emulated, for tests: very slow."""
     logprob_chunk_tokens: int = 1024
     """Tokens whose logits exist at a time in score and update."""
 

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 
 from jaxrl_ml.config import ModelConfig, RopeScaling
 from jaxrl_ml.models.attention import attention
+from jaxrl_ml.models.kernels import Causal, Kernel
 from jaxrl_ml.models.lora import merge_layer
 from jaxrl_ml.types import Params
 
@@ -112,6 +113,7 @@ class Attention(nn.Module):
     config: ModelConfig
     dtype: Any
     constrain: Constrain
+    kernel: Kernel | None
 
     @nn.compact
     def __call__(self, x, cos, sin, mask, prompt, own, start):
@@ -134,7 +136,8 @@ class Attention(nn.Module):
             at = (0, 0, start, 0)
             k = jax.lax.dynamic_update_slice(own[0], k.astype(own[0].dtype), at)
             v = jax.lax.dynamic_update_slice(own[1], v.astype(own[1].dtype), at)
-        out = attention(q, k, v, mask, prompt)
+        attend = self.kernel if isinstance(mask, Causal) else attention
+        out = attend(q, k, v, mask, prompt)
         weight = _param(self, "o", ("heads", "head_dim", "embed"), (N, H, D), N * H)
         out = out.swapaxes(1, 2).reshape(*x.shape[:2], N * H)
         return matmul(out, weight.reshape(N * H, D)), (k, v)
@@ -162,11 +165,12 @@ class Block(nn.Module):
     config: ModelConfig
     dtype: Any
     constrain: Constrain
+    kernel: Kernel | None
 
     @nn.compact
     def __call__(self, x, cos, sin, mask, prompt, own, start):
         eps = self.config.norm_eps
-        attended, kv = Attention(self.config, self.dtype, self.constrain, name="attention")(
+        attended, kv = Attention(self.config, self.dtype, self.constrain, self.kernel, name="attention")(
             RMSNorm(eps, name="attention_norm")(x), cos, sin, mask, prompt, own, start
         )
         x = x + attended
@@ -182,10 +186,12 @@ class Transformer:
     dtype: Any = jnp.float32
     remat: str = "none"
     constrain: Constrain = unconstrained
+    kernel: Kernel | None = None
+    """What attends in whole sequences; None: the plain path, as in decoding."""
 
     @property
     def block(self) -> Block:
-        return Block(self.config, self.dtype, self.constrain)
+        return Block(self.config, self.dtype, self.constrain, self.kernel)
 
     def init(self, key: jax.Array) -> Params:
         """Random float32 parameters, layers stacked."""
@@ -194,7 +200,7 @@ class Transformer:
         x = jnp.zeros((1, 1, c.embed_dim), self.dtype)
         angle = jnp.zeros((1, 1, c.head_dim // 2))
         mask = jnp.ones((1, 1, 1), bool)
-        block = Block(c, self.dtype, unconstrained)
+        block = Block(c, self.dtype, unconstrained, None)
 
         def init_layer(layer_key):
             return nn.unbox(block.init(layer_key, x, angle, angle, mask, None, None, 0)["params"])
@@ -215,7 +221,7 @@ class Transformer:
         x = jax.ShapeDtypeStruct((1, 1, c.embed_dim), self.dtype)
         angle = jax.ShapeDtypeStruct((1, 1, c.head_dim // 2), jnp.float32)
         mask = jax.ShapeDtypeStruct((1, 1, 1), bool)
-        block = Block(c, self.dtype, unconstrained)
+        block = Block(c, self.dtype, unconstrained, None)
         boxed = jax.eval_shape(
             lambda *arrays: block.init(*arrays, None, None, 0)["params"], jax.random.key(0), x, angle, angle, mask
         )
@@ -233,7 +239,7 @@ class Transformer:
         positions int32 [Q, P]; segments int32 [Q, P]: a token sees earlier tokens of its own segment (0 is padding).
         Returns hidden states [Q, P, D] (after the final norm) and the cache, each leaf `[L, Q, K, P, H]`.
         """
-        return self._forward(params, tokens, positions, segment_mask(segments), None, None, 0)
+        return self._forward(params, tokens, positions, self._causal(segments), None, None, 0)
 
     def extend(
         self,
@@ -267,8 +273,8 @@ class Transformer:
         multiple of Q. Returns hidden states [B, c, D] of each set. As both parts use a layer's weights in one step of the scan,
         their gradients are added there: two passes would hold a gradient of all layers each.
         """
-        masks = [segment_mask(mask.astype(jnp.int32)), *(jnp.tril(jnp.ones((t.shape[1],) * 2, bool))[None] for t, _ in rows)]
-        given = [(*self._angles(p), m) for (_, p), m in zip((prompts, *rows), masks, strict=True)]
+        segments = [mask.astype(jnp.int32), *(jnp.ones((1, t.shape[1]), jnp.int32) for t, _ in rows)]
+        given = [(*self._angles(p), self._causal(s)) for (_, p), s in zip((prompts, *rows), segments, strict=True)]
 
         def layer(xs, layer_params):
             weights = {"params": merge_layer(layer_params)}
@@ -279,6 +285,10 @@ class Transformer:
         xs = tuple(self._embedded(params, tokens) for tokens, _ in (prompts, *rows))
         xs, _ = jax.lax.scan(self._rematerialised(layer), xs, params["layers"])
         return [self._normed(params, x) for x in xs[1:]]
+
+    def _causal(self, segments: jax.Array) -> Causal | jax.Array:
+        """What tokens of the segments see, as the kernel, or else the plain path, takes it."""
+        return segment_mask(segments) if self.kernel is None else Causal(segments)
 
     def _angles(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
         frequencies = rope_frequencies(self.config.head_dim, self.config.rope_theta, self.config.rope_scaling)
