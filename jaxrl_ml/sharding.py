@@ -100,10 +100,6 @@ class Layout:
         """The sharding of an array whose first axis is rows or prompts."""
         return NamedSharding(self.mesh, PartitionSpec(("data", "fsdp"), *[None] * (ndim - 1)))
 
-    def constrain(self, x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
-        """Pins the sharding of an activation inside a jitted function."""
-        return jax.lax.with_sharding_constraint(x, self.sharding(names, x.shape))
-
     def local(
         self, function: Callable[..., jax.Array], names: tuple[tuple[str | None, ...], ...], *arrays: jax.Array
     ) -> jax.Array:
@@ -120,6 +116,10 @@ class Layout:
         arrays = [whole(x, axes) for x, axes in zip(arrays, names, strict=True)]
         specs = tuple(self.spec(axes, x.shape) for x, axes in zip(arrays, names, strict=True))
         return jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=specs[0], check_vma=False)(*arrays)
+
+    def constrain(self, x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
+        """Pins the sharding of an activation inside a jitted function."""
+        return jax.lax.with_sharding_constraint(x, self.sharding(names, x.shape))
 
     def put_rows(self, tree: Any) -> Any:
         """Places host arrays whose first axis is rows, this process giving its own part of them."""
