@@ -52,7 +52,7 @@ def resolve_kernel(name: str, dtype: Any, layout: Layout, head_dim: int) -> Kern
     if name == "auto":
         name = "splash" if platform == "tpu" else "cudnn" if platform == "gpu" and half else "plain"
     if name == "plain":
-        return None
+        return Kernel("plain", layout.local) if layout.parts("sequence") > 1 else None
     runs = {"splash": platform in ("tpu", "cpu"), "cudnn": platform == "gpu" and half}[name]
     need = {"splash": "a TPU", "cudnn": "a GPU, 16-bit arithmetic and a head_dim that is a multiple of 8 up to 128"}[name]
     require(
@@ -73,7 +73,7 @@ class Programs:
         kernel, sampling_kernel = (
             resolve_kernel(compute.attention, dtype, layout, config.head_dim) for layout in (self.layout, sampling)
         )
-        self.model = Transformer(config, dtype, compute.remat, self.layout.constrain, kernel)
+        self.model = Transformer(config, dtype, compute.remat, self.layout.constrain, kernel, self.layout.parts("sequence"))
         self.sampling_model = Transformer(config, dtype, "none", sampling.constrain, sampling_kernel)
         self.param_shapes = jax.eval_shape(self.model.init, jax.random.key(0))
         self.param_shardings = self.layout.tree(self.model.axes(), self.param_shapes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -11,14 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import TINY
+from conftest import TINY, Policy
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxrl_ml import programs as programs_module
-from jaxrl_ml.config import ComputeConfig, GRPOStage, MeshConfig, ModelConfig, SamplingConfig, SFTStage
+from jaxrl_ml.config import ComputeConfig, Config, GRPOStage, MeshConfig, ModelConfig, SamplingConfig, SFTStage
+from jaxrl_ml.grpo import GRPO
 from jaxrl_ml.models.transformer import Transformer
 from jaxrl_ml.programs import Programs
 from jaxrl_ml.sampler import Settings
+from jaxrl_ml.sft import SFT
 from jaxrl_ml.sharding import SAMPLING, TRAINING, Layout, make_mesh
 from jaxrl_ml.types import Batch, Packed, Prompts, Rollout, UserError
 
@@ -29,11 +32,17 @@ def layout(rules=TRAINING, **axes) -> Layout:
 
 @pytest.mark.parametrize(
     ("axes", "shape"),
-    [({}, (8, 1, 1)), ({"fsdp": 4, "tensor": 2}, (1, 4, 2)), ({"tensor": 2}, (4, 1, 2)), ({"data": 2, "fsdp": 4}, (2, 4, 1))],
+    [
+        ({}, (8, 1, 1, 1)),
+        ({"fsdp": 4, "tensor": 2}, (1, 4, 1, 2)),
+        ({"tensor": 2}, (4, 1, 1, 2)),
+        ({"data": 2, "fsdp": 4}, (2, 4, 1, 1)),
+        ({"fsdp": 2, "context": 4}, (1, 2, 4, 1)),
+    ],
 )
 def test_data_takes_what_the_other_axes_leave(axes, shape):
     mesh = make_mesh(MeshConfig(**axes), jax.devices())
-    assert mesh.axis_names == ("data", "fsdp", "tensor")
+    assert mesh.axis_names == ("data", "fsdp", "context", "tensor")
     assert mesh.devices.shape == shape
     assert Layout(mesh).row_shards == shape[0] * shape[1]
 
@@ -136,7 +145,6 @@ class Abstract:
     """The programs of WIDE on a mesh, and what they take, as shapes: they are compiled and never run."""
 
     def __init__(self, axes: dict[str, int], dtype: str = "float32") -> None:
-        self.tensor = axes.get("tensor", 1)
         compute = ComputeConfig(dtype=dtype, logprob_chunk_tokens=96)
         self.programs = Programs(WIDE, compute, make_mesh(MeshConfig(**axes), jax.devices()))
         self.layout = self.programs.layout
@@ -182,7 +190,7 @@ class Abstract:
         return jax.tree.map(place, lowered.out_info, shardings)
 
 
-def whole_arrays(compiled: Any, tensor: int) -> set[tuple[str, tuple[int, ...]]]:
+def whole_arrays(compiled: Any, tensor: int, context: int = 1) -> set[tuple[str, tuple[int, ...]]]:
     """What of the arrays that a device holds, inputs, results and temporaries, should have been split, and why."""
     L, D, H = WIDE.num_layers, WIDE.embed_dim, WIDE.head_dim
     heads, kv_heads = WIDE.num_heads, WIDE.num_kv_heads
@@ -202,29 +210,36 @@ def whole_arrays(compiled: Any, tensor: int) -> set[tuple[str, tuple[int, ...]]]
             found.add(("all layers' weights", shape))
         if has & {D, H, *parts} and has & {Q * G, Q * G * C}:
             found.add(("activations of all rows", shape))
+        if context > 1 and has & {D, WIDE.mlp_dim // tensor, WIDE.vocab_size // tensor} and C in has:
+            found.add(("activations of whole sequences", shape))
     return found
+
+
+CUBES = {"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 4, "tensor": 2}
 
 
 @pytest.mark.parametrize("name", ["init", "gather", "begin", "decode", "score", "update", "fit"])
 @pytest.mark.parametrize(
-    "axes", [{"data": 2, "fsdp": 2, "tensor": 2}, pytest.param({"fsdp": 4, "tensor": 2}, marks=pytest.mark.slow)], ids=str
+    "axes", [{"fsdp": 2, "context": 2, "tensor": 2}, *(pytest.param(axes, marks=pytest.mark.slow) for axes in CUBES)], ids=str
 )
 def test_no_program_holds_whole_what_is_split(name, axes, capfd):
-    """Neither vocabulary, MLP nor heads whole on a device, nor more than one layer's weights, nor all rows' activations.
-
-    Sampling weights are whole over fsdp: that is their rule.
+    """Neither vocabulary, MLP nor heads whole on a device, nor more layers' weights than one, nor activations of all rows or,
+    where there is a context axis, of whole sequences.
     """
     compiled = Abstract(axes).compiled(name)
-    found = {(why, shape) for why, shape in whole_arrays(compiled, axes["tensor"]) if name != "gather" or "layers" not in why}
+    tensor, context = axes["tensor"], axes.get("context", 1)
+    if name in ("gather", "begin", "decode"):
+        tensor, context = tensor * context, 1
+    found = whole_arrays(compiled, tensor, context)
+    if name == "gather":  # whole over fsdp is a rule here, and so is, in between, one axis in exchange for the other
+        found = {(why, shape) for why, shape in found if "layers" not in why and np.prod(shape) * tensor > 208 * 40}
     assert not found
     assert "involuntary full rematerialization" not in capfd.readouterr().err.lower()
     if name in ("init", "update", "fit"):
         params = compiled.output_shardings if name == "init" else compiled.output_shardings[0].params
         shapes = jax.tree.leaves(Abstract(axes).programs.param_shapes)
         for leaf, sharding in zip(shapes, jax.tree.leaves(params), strict=True):
-            split = (
-                1 if leaf.ndim == 2 and leaf.shape[0] == WIDE.num_layers or leaf.ndim == 1 else axes["fsdp"] * axes["tensor"]
-            )
+            split = 1 if leaf.ndim == 2 and leaf.shape[0] == WIDE.num_layers or leaf.ndim == 1 else 8 // axes.get("data", 1)
             assert np.prod(sharding.shard_shape(leaf.shape)) * split == leaf.size
 
 
@@ -247,6 +262,7 @@ def test_an_involuntary_copy_is_told_of(capfd):
         ("embed", "all layers' weights"),
         ("mlp", "mlp"),
         ("rows", "activations of all rows"),
+        ("sequence", "activations of whole sequences"),
         pytest.param("heads", "heads", marks=pytest.mark.slow),
         pytest.param("vocab", "vocabulary", marks=pytest.mark.slow),
         pytest.param("lookup", "vocabulary", marks=pytest.mark.slow),
@@ -263,6 +279,56 @@ def test_what_is_whole_is_found(broken, why, monkeypatch):
     else:
         rules = tuple((name, None if name == broken else target) for name, target in TRAINING)
         monkeypatch.setattr(programs_module, "TRAINING", rules)
-    abstract = Abstract({"fsdp": 4, "tensor": 2})
-    found = whole_arrays(abstract.compiled("update" if broken == "lookup" else "score"), 2)
+    axes = {"fsdp": 2, "context": 2, "tensor": 2} if broken == "sequence" else {"fsdp": 4, "tensor": 2}
+    found = whole_arrays(Abstract(axes).compiled("update" if broken == "lookup" else "score"), 2, axes.get("context", 1))
     assert why in {why for why, _ in found}
+
+
+def packed_rows(width: int) -> Packed:
+    """Rows of two segments and some padding."""
+    rng = np.random.default_rng(2)
+    tokens, targets = rng.integers(0, TINY.vocab_size, (2, 8, width), np.int32)
+    segments = np.repeat([[1] * 5 + [2] * (width - 7) + [0] * 2], 8, axis=0).astype(np.int32)
+    positions = np.where(segments == 2, np.arange(width) - 5, np.arange(width)).astype(np.int32)
+    return Packed(tokens, targets, segments > 0, segments, positions)
+
+
+@pytest.mark.parametrize("attention", ["auto", pytest.param("splash", marks=pytest.mark.slow)])
+def test_splitting_sequences_changes_no_number(attention, one, batch):
+    """Completions of 12 tokens in two parts; the prompts' 11 stay whole."""
+    split = Policy(MeshConfig(fsdp=2, context=2, tensor=2), 8, compute=replace(Policy.COMPUTE, attention=attention))
+    assert split.programs.model.context == 2
+    np.testing.assert_allclose(split.score(one.rollout), one.score(one.rollout), atol=1e-5)
+    for got, expected in (
+        (split.update(batch), one.update(batch)),
+        (split.fit(packed_rows(12)), one.fit(packed_rows(12))),
+    ):
+        for a, b in zip(jax.tree.leaves(got[0]), jax.tree.leaves(expected[0]), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max() + 1e-7)
+        assert got[2] == pytest.approx(expected[2], abs=1e-5)
+    np.testing.assert_array_equal(split.sample().completions, one.rollout.completions)
+
+
+def test_sequences_that_do_not_divide_stay_whole_or_are_refused():
+    parts = layout(context=4)
+    assert parts.spec(("rows", "sequence", None), (2, 8, 3)) == PartitionSpec(("data", "fsdp"), "context", None)
+    assert parts.spec(("rows", "sequence", None), (2, 7, 3)) == PartitionSpec(("data", "fsdp"), None, None)
+    parts.check_length("grpo.sampling.max_completion_tokens", 8)
+    with pytest.raises(
+        UserError, match="max_completion_tokens=10 cannot be split over mesh.context=4: make it a multiple of 4"
+    ):
+        parts.check_length("grpo.sampling.max_completion_tokens", 10)
+    config = Config(
+        stages=(SFTStage([], batch_size=8, sequence_length=10),),
+        run_dir="r",
+        tokenizer=("a",),
+        model=TINY,
+        mesh=MeshConfig(context=4),
+    )
+    with pytest.raises(UserError, match="sft.sequence_length=10 cannot be split"):
+        SFT(config, config.stages[0], SimpleNamespace(layout=parts), None)
+    stage = GRPOStage([], None, sampling=SamplingConfig(max_completion_tokens=10))
+    with pytest.raises(UserError, match="grpo.sampling.max_completion_tokens=10 cannot be split"):
+        GRPO(config, stage, SimpleNamespace(layout=parts), None, None)
+    with pytest.raises(UserError, match="mesh.context=3: give 1, 2, 4 or 8"):
+        MeshConfig(context=3)

@@ -78,8 +78,12 @@ class MeshConfig:
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+    context: int = 1
+    """Parts that a long sequence's activations are split into when learning; in sampling it adds to tensor."""
 
     def __post_init__(self) -> None:
         require(self.data == -1 or self.data >= 1, f"mesh.data={self.data}: give a positive number, or -1 for the rest")
         require(self.fsdp >= 1, f"mesh.fsdp={self.fsdp}: give a positive number")
         require(self.tensor >= 1, f"mesh.tensor={self.tensor}: give a positive number")
+        # Completions come in widths that are multiples of 8 (`data.completion_width`).
+        require(self.context in (1, 2, 4, 8), f"mesh.context={self.context}: give 1, 2, 4 or 8")

@@ -22,6 +22,8 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrl_ml.models.attention import attention, segment_mask
+
 Names = tuple[str | None, ...]
 Local = Callable[..., jax.Array]
 """(function, names, *arrays): the function on every device's own part of the arrays (`sharding.Layout.local`)."""
@@ -31,6 +33,7 @@ class Causal(NamedTuple):
     """Queries that see the keys up to their own of their own segment: what a kernel takes in place of a mask."""
 
     segments: jax.Array  # int32 [B or 1, c]; 0 is padding, whose results are garbage that nobody reads
+    mask: jax.Array | None = None  # bool [B or 1, c, c]; the same written out, for the plain path
 
 
 def on_one_device(function: Callable[..., jax.Array], names: tuple[Names, ...], *arrays: jax.Array) -> jax.Array:
@@ -42,10 +45,15 @@ def on_one_device(function: Callable[..., jax.Array], names: tuple[Names, ...], 
 class Kernel:
     """A kernel, and how it is run on a mesh; hashable, so that jit can close over it."""
 
-    name: Literal["splash", "cudnn"]
+    name: Literal["splash", "cudnn", "plain"]
+    """plain: the plain path where sequences are split over devices, each with its own queries and all keys."""
     local: Local = on_one_device
     interpret: bool = False
     """Emulated in XLA operations, which is slow, but runs on the CPU."""
+
+    def causal(self, segments: jax.Array) -> Causal:
+        """What tokens of the segments int32 [B or 1, c] see."""
+        return Causal(segments, segment_mask(segments) if self.name == "plain" else None)
 
     def __call__(
         self,
@@ -62,12 +70,24 @@ class Kernel:
         B, _, c, _ = q.shape
         if c == 0:  # a prompt of one token prefills none
             return q
-        rows, seen = ("rows", "heads", None, None), ("rows", None)
-        keys = ("rows", "kv_heads", None, None)
+        if self.name == "plain":
+            return self._plain(q, k, v, causal.mask, prompt)
+        rows, seen = ("rows", "kernel_heads", None, None), ("rows", None)
+        keys = ("rows", "kernel_kv_heads", None, None)
         if prompt is None or prompt[0].shape[2] == 0:
             segments = jnp.broadcast_to(causal.segments, (B, c))
             return self.local(self._alone, (rows, keys, keys, seen), q, k, v, segments)
         return self.local(self._after_prompt, (rows, keys, keys, keys, keys, seen), q, k, v, *prompt)
+
+    def _plain(self, q, k, v, mask, prompt):
+        queries, keys = ("rows", "heads", "sequence", None), ("rows", "kv_heads", None, None)
+        seen = ("rows" if mask.shape[0] > 1 else None, "sequence", None)
+        shared = () if prompt is None else prompt
+        return self.local(
+            lambda q, k, v, mask, *shared: attention(q, k, v, mask, shared or None),
+            (queries, keys, keys, seen, *(keys, keys, ("rows", None))[: len(shared)]),
+            *(q, k, v, mask, *shared),
+        )
 
     def _alone(self, q, k, v, segments):
         return self._attend(q, k, v, segments, segments)
