@@ -30,7 +30,7 @@ from jaxrl_ml.config import ComputeConfig, GRPOStage, LoRAConfig, ModelConfig, S
 from jaxrl_ml.models import lora
 from jaxrl_ml.models.kernels import Kernel
 from jaxrl_ml.models.transformer import Transformer, extend_vocabulary, unstack
-from jaxrl_ml.sharding import SAMPLING, TRAINING, Layout
+from jaxrl_ml.sharding import SAMPLING, SPLIT_SAMPLING, TRAINING, Layout
 from jaxrl_ml.types import Params, Prompts, Rollout, Tags, TagTrie, TrainState, require
 
 
@@ -69,7 +69,7 @@ class Programs:
         self.layout = Layout(mesh, TRAINING)
         self.compute = compute
         dtype = resolve_dtype(compute.dtype)
-        sampling = Layout(mesh, SAMPLING)
+        sampling = Layout(mesh, SPLIT_SAMPLING if compute.sampling_weights == "split" else SAMPLING)
         kernel, sampling_kernel = (
             resolve_kernel(compute.attention, dtype, layout, config.head_dim) for layout in (self.layout, sampling)
         )

@@ -20,25 +20,31 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxrl_ml.config import MeshConfig
 from jaxrl_ml.types import UserError, require
 
-Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
+Rules = tuple[tuple[str, tuple[str, ...]], ...]
 
-_SHARED: Rules = (
-    ("rows", ("data", "fsdp")),
-    # Within a kernel, which needs sequences whole: they are exchanged for heads.
-    ("kernel_heads", ("tensor", "context")),
-    ("kernel_kv_heads", ("tensor", "context")),
-    ("layers", None),
-    ("head_dim", None),
-    ("norm", None),
+
+def _rules(
+    rows: tuple[str, ...], split: tuple[str, ...], kernel: tuple[str, ...], embed: tuple[str, ...], sequence: tuple[str, ...]
+) -> Rules:
+    """Rules in which heads, MLP and vocabulary are over the axes `split`, but heads over `kernel` where sequences are whole."""
+    return (
+        ("rows", rows),
+        *((name, split) for name in ("heads", "kv_heads", "mlp", "vocab")),
+        *((name, kernel) for name in ("kernel_heads", "kernel_kv_heads")),
+        ("embed", embed),
+        ("sequence", sequence),
+        *((name, ()) for name in ("layers", "head_dim", "norm")),
+    )
+
+
+TRAINING = _rules(
+    rows=("data", "fsdp"), split=("tensor",), kernel=("tensor", "context"), embed=("fsdp", "context"), sequence=("context",)
 )
-
-
-def _tensor(axes: str | tuple[str, ...]) -> Rules:
-    return tuple((name, axes) for name in ("heads", "kv_heads", "mlp", "vocab"))
-
-
-TRAINING: Rules = (*_SHARED, *_tensor("tensor"), ("embed", ("fsdp", "context")), ("sequence", "context"))
-SAMPLING: Rules = (*_SHARED, *_tensor(("tensor", "context")), ("embed", None), ("sequence", None))
+SAMPLING = _rules(rows=("data", "fsdp"), split=("tensor", "context"), kernel=("tensor", "context"), embed=(), sequence=())
+# For weights that do not fit a device when they are whole over fsdp.
+SPLIT_SAMPLING = _rules(
+    rows=("data",), split=("tensor", "context", "fsdp"), kernel=("tensor", "context", "fsdp"), embed=(), sequence=()
+)
 
 
 def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
@@ -69,8 +75,7 @@ class Layout:
 
     def axes(self, name: str | None) -> tuple[str, ...]:
         """The mesh axes that a logical axis is split over; a context axis of one is left out. Raises KeyError where unknown."""
-        target = None if name is None else dict(self.rules)[name]
-        axes = () if target is None else (target,) if isinstance(target, str) else target
+        axes = () if name is None else dict(self.rules)[name]
         return tuple(axis for axis in axes if axis != "context" or self.mesh.shape[axis] > 1)
 
     def parts(self, name: str | None) -> int:

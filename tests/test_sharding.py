@@ -277,7 +277,7 @@ def test_what_is_whole_is_found(broken, why, monkeypatch):
 
         monkeypatch.setattr(Transformer, "_embedded", embedded)
     else:
-        rules = tuple((name, None if name == broken else target) for name, target in TRAINING)
+        rules = tuple((name, () if name == broken else axes) for name, axes in TRAINING)
         monkeypatch.setattr(programs_module, "TRAINING", rules)
     axes = {"fsdp": 2, "context": 2, "tensor": 2} if broken == "sequence" else {"fsdp": 4, "tensor": 2}
     found = whole_arrays(Abstract(axes).compiled("update" if broken == "lookup" else "score"), 2, axes.get("context", 1))

@@ -67,6 +67,8 @@ class ComputeConfig:
     attention: Literal["auto", "plain", "splash", "cudnn"] = "auto"
     """Of whole sequences, in prefill, score and update: plain XLA, or a kernel that holds no array of queries × keys × heads.
     auto is splash on TPU, cudnn on NVIDIA GPUs in bfloat16, plain on CPU. splash on CPU is emulated, for tests: very slow."""
+    sampling_weights: Literal["gathered", "split"] = "gathered"
+    """In sampling. gathered: whole over fsdp, which splits rows; split: over fsdp as over tensor, if they are too large."""
     logprob_chunk_tokens: int = 1024
     """Tokens whose logits exist at a time in score and update."""
 
