@@ -283,14 +283,15 @@ def _attention_error(arrays: list, mask: np.ndarray, before: np.ndarray, probe: 
     import jax.numpy as jnp
     import numpy as np
 
-    from jaxrl_ml.config import MeshConfig
+    from jaxrl_ml.config import MeshConfig, ModelConfig
     from jaxrl_ml.models.attention import attention
     from jaxrl_ml.programs import resolve_kernel
     from jaxrl_ml.sharding import Layout, make_mesh
 
-    c, H = probe.shape[2:]
+    _, N, c, H = probe.shape
+    model = ModelConfig(num_heads=N, num_kv_heads=arrays[1].shape[1], head_dim=H)
     layout = Layout(make_mesh(MeshConfig(), jax.local_devices()[:1]))
-    kernel = resolve_kernel("auto", dtype, layout, H) if dtype == "bfloat16" and c > 1 else None
+    kernel = resolve_kernel("auto", dtype, layout, model) if dtype == "bfloat16" and c > 1 else None
     attend, seen = (attention, jnp.asarray(mask)) if kernel is None else (kernel, kernel.causal(jnp.ones((1, c), jnp.int32)))
     rounded = [jnp.asarray(x, dtype) for x in (*arrays, probe)]
 

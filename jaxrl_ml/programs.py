@@ -41,23 +41,27 @@ def resolve_dtype(name: str) -> Any:
     return jnp.dtype(name)
 
 
-def resolve_kernel(name: str, dtype: Any, layout: Layout, head_dim: int) -> Kernel | None:
+def resolve_kernel(name: str, dtype: Any, layout: Layout, config: ModelConfig) -> Kernel | None:
     """The attention kernel of a layout's devices, None for the plain path.
 
-    auto is splash on TPU, cuDNN's on GPU where it takes the dtype and the head dimension, plain elsewhere. Raises UserError
-    where a kernel that is asked for does not run.
+    auto is splash on TPU and cuDNN's on GPU where they take the model, plain elsewhere. Raises UserError where a kernel that is
+    asked for does not run.
     """
-    platform = layout.mesh.devices.flat[0].platform
-    half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0 and head_dim <= 128
+    platform, heads, kv_heads = layout.mesh.devices.flat[0].platform, config.num_heads, config.num_kv_heads
+    half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16) and config.head_dim % 8 == 0 and config.head_dim <= 128
+    parts = layout.parts("kernel_heads")
+    fits = heads % parts == 0 and (kv_heads % parts == 0 or parts % kv_heads == 0)
+    runs = {"plain": True, "splash": platform in ("tpu", "cpu") and fits, "cudnn": platform == "gpu" and half and fits}
     if name == "auto":
-        name = "splash" if platform == "tpu" else "cudnn" if platform == "gpu" and half else "plain"
+        own = {"tpu": "splash", "gpu": "cudnn"}.get(platform, "plain")
+        name = own if runs[own] else "plain"
     if name == "plain":
         return Kernel("plain", layout.local) if layout.parts("sequence") > 1 else None
-    runs = {"splash": platform in ("tpu", "cpu"), "cudnn": platform == "gpu" and half}[name]
-    need = {"splash": "a TPU", "cudnn": "a GPU, 16-bit arithmetic and a head_dim that is a multiple of 8 up to 128"}[name]
+    need = {"splash": "a TPU", "cudnn": "a GPU, 16-bit arithmetic, a head_dim that is a multiple of 8 up to 128"}[name]
     require(
-        runs,
-        f"compute.attention={name} needs {need}; this is {platform} with {jnp.dtype(dtype)} and head_dim={head_dim}: use auto",
+        runs[name],
+        f"compute.attention={name} needs {need}, and heads that divide by {parts} devices; here are {platform}, "
+        f"{jnp.dtype(dtype)}, head_dim={config.head_dim}, {heads} heads, {kv_heads} kv_heads: use auto",
     )
     return Kernel(name, layout.local, interpret=platform == "cpu")
 
@@ -71,7 +75,7 @@ class Programs:
         dtype = resolve_dtype(compute.dtype)
         sampling = Layout(mesh, SPLIT_SAMPLING if compute.sampling_weights == "split" else SAMPLING)
         kernel, sampling_kernel = (
-            resolve_kernel(compute.attention, dtype, layout, config.head_dim) for layout in (self.layout, sampling)
+            resolve_kernel(compute.attention, dtype, layout, config) for layout in (self.layout, sampling)
         )
         self.model = Transformer(config, dtype, compute.remat, self.layout.constrain, kernel, self.layout.parts("sequence"))
         self.sampling_model = Transformer(config, dtype, "none", sampling.constrain, sampling_kernel)

@@ -109,10 +109,8 @@ class _Kernel(Kernel):
 
 
 def test_a_wrong_kernel_is_found(monkeypatch):
-    kernels = [Kernel("cudnn", interpret=True), _Kernel("cudnn", interpret=True)]
-    monkeypatch.setattr(programs, "resolve_kernel", lambda *asked: kernels[0])
-    assert doctor.attention_parity().endswith("of float64, gradients too")
-    del kernels[0]
+    """It is right alone, and that passes."""
+    monkeypatch.setattr(programs, "resolve_kernel", lambda *asked: _Kernel("cudnn", interpret=True))
     with pytest.raises(UserError, match="attention after a prompt in bfloat16"):
         doctor.attention_parity()
 

@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -135,14 +136,11 @@ def test_heads_are_split_over_tensor_and_few_kv_heads_repeated(kv_heads):
 
 
 def test_the_kernel_is_chosen_by_platform_or_refused_by_name():
-    class Device:
-        def __init__(self, platform):
-            self.platform = platform
-
-    def resolve(name, platform, dtype=jnp.bfloat16, head_dim=64):
-        layout = Layout(make_mesh(MeshConfig(), jax.devices()[:1]))
-        mesh = type("Mesh", (), {"devices": np.array([Device(platform)])})()
-        kernel = resolve_kernel(name, dtype, replace(layout, mesh=mesh), head_dim)
+    def resolve(name, platform, dtype=jnp.bfloat16, head_dim=64, heads=(8, 2), **axes):
+        sizes = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1} | axes
+        mesh = SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)]), shape=sizes)
+        config = replace(TINY, num_heads=heads[0], num_kv_heads=heads[1], head_dim=head_dim)
+        kernel = resolve_kernel(name, dtype, Layout(mesh), config)
         return kernel and (kernel.name, kernel.interpret)
 
     assert [resolve("auto", platform) for platform in ("cpu", "tpu", "gpu")] == [None, ("splash", False), ("cudnn", False)]
@@ -150,14 +148,39 @@ def test_the_kernel_is_chosen_by_platform_or_refused_by_name():
     assert resolve("auto", "gpu", head_dim=12) is None
     assert resolve("plain", "tpu") is None
     assert resolve("splash", "cpu") == ("splash", True)
-    for name, platform, dtype in (
-        ("splash", "gpu", jnp.bfloat16),
-        ("cudnn", "cpu", jnp.bfloat16),
-        ("cudnn", "gpu", jnp.float32),
+    # A context axis: heads are exchanged for sequences, so they must divide; the plain path divides the queries.
+    assert resolve("auto", "tpu", tensor=2, context=4) == ("splash", False)
+    assert resolve("auto", "tpu", heads=(12, 2), context=8) == ("plain", False)
+    assert resolve("auto", "tpu", heads=(12, 3), context=4) == ("plain", False)
+    assert resolve("auto", "cpu", context=2) == ("plain", False)
+    for name, platform, changes in (
+        ("splash", "gpu", {}),
+        ("cudnn", "cpu", {}),
+        ("cudnn", "gpu", {"dtype": jnp.float32}),
+        ("splash", "tpu", {"heads": (12, 2), "context": 8}),
     ):
-        with pytest.raises(UserError, match=f"compute.attention={name} needs .*this is {platform}.*use auto"):
-            resolve(name, platform, dtype)
+        with pytest.raises(UserError, match=f"compute.attention={name} needs .*here are {platform}.*use auto"):
+            resolve(name, platform, **changes)
     assert Programs(TINY, ComputeConfig(), make_mesh(MeshConfig())).model.kernel is None
+
+
+@pytest.mark.parametrize(("c", "P"), [(5, 0), (13, 6)])
+def test_cudnn_lowers_for_cuda_forward_and_backward(c, P, monkeypatch):
+    """Lowered only, with cuDNN said to be there: its own checks of shapes and types pass, odd lengths too."""
+    fused = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(fused, "check_compute_capability", lambda capability: True)
+    kernel = Kernel("cudnn")
+
+    def total(q, k, v, *prompt):
+        prompt = (*prompt, jnp.ones((2, P), bool)) if prompt else None
+        return kernel(q, k, v, kernel.causal(jnp.ones((1, c), jnp.int32)), prompt).astype(jnp.float32).sum()
+
+    shapes = [(4, N, c, 64), *[(4, K, c, 64)] * 2, *[(2, K, P, 64)] * (2 if P else 0)]
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
+    traced = jax.jit(jax.grad(total, argnums=tuple(range(len(arrays))))).trace(*arrays)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("@__cudnn$fmhaScaleBiasSoftmax(") == text.count("@__cudnn$fmhaScaleBiasSoftmaxBackward(") == 1
 
 
 ON_TPU = """
