@@ -254,8 +254,8 @@ def attention_parity() -> str:
     """The largest error of attention on this device, relative to the largest value, over the ways it is used.
 
     Those are: alone (prefill, SFT) and after a shared prompt (score, update), both with gradients, and one token after a prompt
-    (decoding), each in float32 at the highest precision and in bfloat16. Raises UserError where one is off by more than 1e-4 or
-    3e-2.
+    (decoding), each in float32 at the highest precision and in bfloat16, there by this platform's kernel if it has one. Raises
+    UserError where one is off by more than 1e-4 or 3e-2.
     """
     import numpy as np
 
@@ -283,17 +283,25 @@ def _attention_error(arrays: list, mask: np.ndarray, before: np.ndarray, probe: 
     import jax.numpy as jnp
     import numpy as np
 
+    from jaxrl_ml.config import MeshConfig, ModelConfig
     from jaxrl_ml.models.attention import attention
+    from jaxrl_ml.programs import resolve_kernel
+    from jaxrl_ml.sharding import Layout, make_mesh
 
+    _, N, c, H = probe.shape
+    model = ModelConfig(num_heads=N, num_kv_heads=arrays[1].shape[1], head_dim=H)
+    layout = Layout(make_mesh(MeshConfig(), jax.local_devices()[:1]))
+    kernel = resolve_kernel("auto", dtype, layout, model) if dtype == "bfloat16" and c > 1 else None
+    attend, seen = (attention, jnp.asarray(mask)) if kernel is None else (kernel, kernel.causal(jnp.ones((1, c), jnp.int32)))
     rounded = [jnp.asarray(x, dtype) for x in (*arrays, probe)]
 
     def total(*arrays):
         prompt = (*arrays[3:], jnp.asarray(before)) if len(arrays) > 3 else None
-        mixed = attention(*arrays[:3], jnp.asarray(mask), prompt)
+        mixed = attend(*arrays[:3], seen, prompt)
         return (mixed.astype(jnp.float32) * rounded[-1].astype(jnp.float32)).sum(), mixed
 
-    with jax.default_matmul_precision("highest"):
-        if probe.shape[2] == 1:
+    with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
+        if c == 1:
             found, mixed = (), total(*rounded[:-1])[1]
         else:
             found, mixed = jax.grad(total, argnums=tuple(range(len(arrays))), has_aux=True)(*rounded[:-1])

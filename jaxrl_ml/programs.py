@@ -29,9 +29,10 @@ import optax
 from jaxrl_ml import compaction, sampler, update
 from jaxrl_ml.config import ComputeConfig, GRPOStage, LoRAConfig, ModelConfig, SFTStage
 from jaxrl_ml.models import lora
+from jaxrl_ml.models.kernels import Kernel
 from jaxrl_ml.models.transformer import Transformer, extend_vocabulary, unstack
-from jaxrl_ml.sharding import SAMPLING, TRAINING, Layout
-from jaxrl_ml.types import Params, Prompts, Rollout, Tags, TagTrie, TrainState
+from jaxrl_ml.sharding import SAMPLING, SPLIT_SAMPLING, TRAINING, Layout
+from jaxrl_ml.types import Params, Prompts, Rollout, Tags, TagTrie, TrainState, require
 
 
 def resolve_dtype(name: str) -> Any:
@@ -41,6 +42,31 @@ def resolve_dtype(name: str) -> Any:
     return jnp.dtype(name)
 
 
+def resolve_kernel(name: str, dtype: Any, layout: Layout, config: ModelConfig) -> Kernel | None:
+    """The attention kernel of a layout's devices, None for the plain path.
+
+    auto is splash on TPU and cuDNN's on GPU where they take the model, plain elsewhere. Raises UserError where a kernel that is
+    asked for does not run.
+    """
+    platform, heads, kv_heads = layout.mesh.devices.flat[0].platform, config.num_heads, config.num_kv_heads
+    half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16) and config.head_dim % 8 == 0 and config.head_dim <= 128
+    parts = layout.parts("kernel_heads")
+    fits = heads % parts == 0 and (kv_heads % parts == 0 or parts % kv_heads == 0)
+    runs = {"plain": True, "splash": platform in ("tpu", "cpu") and fits, "cudnn": platform == "gpu" and half and fits}
+    if name == "auto":
+        own = {"tpu": "splash", "gpu": "cudnn"}.get(platform, "plain")
+        name = own if runs[own] else "plain"
+    if name == "plain":
+        return Kernel("plain", layout.local) if layout.parts("sequence") > 1 else None
+    need = {"splash": "a TPU", "cudnn": "a GPU, 16-bit arithmetic, a head_dim that is a multiple of 8 up to 128"}[name]
+    require(
+        runs[name],
+        f"compute.attention={name} needs {need}, and heads that divide by {parts} devices; here are {platform}, "
+        f"{jnp.dtype(dtype)}, head_dim={config.head_dim}, {heads} heads, {kv_heads} kv_heads: use auto",
+    )
+    return Kernel(name, layout.local, interpret=platform == "cpu")
+
+
 class Programs:
     """The programs of one model on one mesh."""
 
@@ -48,9 +74,12 @@ class Programs:
         self.layout = Layout(mesh, TRAINING)
         self._chunk_tokens = compute.logprob_chunk_tokens * self.layout.row_shards
         dtype = resolve_dtype(compute.dtype)
-        self.sampling_layout = sampling = Layout(mesh, SAMPLING)
-        self.model = Transformer(config, dtype, compute.remat, self.layout.constrain)
-        self.sampling_model = Transformer(config, dtype, "none", sampling.constrain)
+        self.sampling_layout = sampling = Layout(mesh, SPLIT_SAMPLING if compute.sampling_weights == "split" else SAMPLING)
+        kernel, sampling_kernel = (
+            resolve_kernel(compute.attention, dtype, layout, config) for layout in (self.layout, sampling)
+        )
+        self.model = Transformer(config, dtype, compute.remat, self.layout.constrain, kernel, self.layout.parts("sequence"))
+        self.sampling_model = Transformer(config, dtype, "none", sampling.constrain, sampling_kernel)
         self.param_shapes = jax.eval_shape(self.model.init, jax.random.key(0))
         self.param_shardings = self.layout.tree(self.model.axes(), self.param_shapes)
         weights = jax.eval_shape(self._to_sampling, self.param_shapes)

@@ -26,6 +26,7 @@ class SFT:
                 f"{stage.name}: batch_size / num_microbatches = {rows} cannot be split over {self.layout.row_shards} row "
                 f"shards (mesh data·fsdp); make it a multiple of {self.layout.row_shards}"
             )
+        self.layout.check_length(f"{stage.name}.sequence_length", stage.sequence_length)
         self.optimizer = make_optimizer(config.optimizer_of(stage), stage.num_steps)
         self.batches = data.packed_batches(
             stage.task,

@@ -1,49 +1,64 @@
 """Where arrays live: the device mesh, and the logical-axis rules for training and for sampling.
 
-In: logical axis names of weights (`Transformer.axes`) and activations. Out: `NamedSharding`s. The mesh has three axes: `data`
-(copies of the model), `fsdp` (shards of the weights, gathered a layer at a time), `tensor` (heads, MLP and vocabulary split).
-Rows of a batch are split over data and fsdp together.
+In: logical axis names of weights (`Transformer.axes`) and activations. Out: `NamedSharding`s. The mesh has four axes: `data`
+(copies of the model), `fsdp` (shards of the weights, gathered a layer at a time), `context` (in learning, sequences are split,
+and weights as over fsdp; in sampling it adds to tensor), `tensor` (heads, MLP and vocabulary split). Rows of a batch are split
+over data and fsdp together.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxrl_ml.config import MeshConfig
-from jaxrl_ml.types import UserError
+from jaxrl_ml.types import UserError, require
 
-Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
+Rules = tuple[tuple[str, tuple[str, ...]], ...]
 
-_SHARED: Rules = (
-    ("rows", ("data", "fsdp")),
-    ("heads", "tensor"),
-    ("kv_heads", "tensor"),
-    ("mlp", "tensor"),
-    ("vocab", "tensor"),
-    ("layers", None),
-    ("head_dim", None),
-    ("norm", None),
+
+def _rules(
+    rows: tuple[str, ...], split: tuple[str, ...], kernel: tuple[str, ...], embed: tuple[str, ...], sequence: tuple[str, ...]
+) -> Rules:
+    """Rules in which heads, MLP and vocabulary are over the axes `split`, but heads over `kernel` where sequences are whole."""
+    return (
+        ("rows", rows),
+        *((name, split) for name in ("heads", "kv_heads", "mlp", "vocab")),
+        *((name, kernel) for name in ("kernel_heads", "kernel_kv_heads")),
+        ("embed", embed),
+        ("sequence", sequence),
+        *((name, ()) for name in ("layers", "head_dim", "norm")),
+    )
+
+
+TRAINING = _rules(
+    rows=("data", "fsdp"), split=("tensor",), kernel=("tensor", "context"), embed=("fsdp", "context"), sequence=("context",)
 )
-TRAINING: Rules = (*_SHARED, ("embed", "fsdp"))
-SAMPLING: Rules = (*_SHARED, ("embed", None))
+SAMPLING = _rules(rows=("data", "fsdp"), split=("tensor", "context"), kernel=("tensor", "context"), embed=(), sequence=())
+# For weights that do not fit a device when they are whole over fsdp.
+SPLIT_SAMPLING = _rules(
+    rows=("data",), split=("tensor", "context", "fsdp"), kernel=("tensor", "context", "fsdp"), embed=(), sequence=()
+)
 
 
 def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
-    """The mesh (data, fsdp, tensor) over all devices. Raises UserError where the product does not fit their number."""
+    """The mesh (data, fsdp, context, tensor) over all devices. Raises UserError where the product does not fit their number."""
     devices = jax.devices() if devices is None else devices
-    rest = config.fsdp * config.tensor
+    rest = config.fsdp * config.context * config.tensor
     data = config.data if config.data > 0 else max(1, len(devices) // rest)
     if data * rest != len(devices):
         raise UserError(
-            f"mesh data={config.data} fsdp={config.fsdp} tensor={config.tensor} does not fit {len(devices)} device(s): "
-            "the product of the axes must be their number (data=-1 takes what is left)"
+            f"mesh data={config.data} fsdp={config.fsdp} context={config.context} tensor={config.tensor} "
+            f"does not fit {len(devices)} device(s): the product of the axes must be their number (data=-1 takes what is left)"
         )
-    return Mesh(np.array(devices).reshape(data, config.fsdp, config.tensor), ("data", "fsdp", "tensor"))
+    shape = data, config.fsdp, config.context, config.tensor
+    return Mesh(np.array(devices).reshape(shape), ("data", "fsdp", "context", "tensor"))
 
 
 @dataclass(frozen=True)
@@ -58,20 +73,28 @@ class Layout:
         """Into how many parts the rows of a batch are split."""
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
+    def axes(self, name: str | None) -> tuple[str, ...]:
+        """The mesh axes that a logical axis is split over; a context axis of one is left out. Raises KeyError where unknown."""
+        axes = () if name is None else dict(self.rules)[name]
+        return tuple(axis for axis in axes if axis != "context" or self.mesh.shape[axis] > 1)
+
+    def parts(self, name: str | None) -> int:
+        """Into how many parts a logical axis is split."""
+        return int(np.prod([self.mesh.shape[axis] for axis in self.axes(name)]))
+
     def spec(self, names: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec:
         """The PartitionSpec of an array of this shape.
 
-        Key/value heads fewer than the tensor axis are replicated; any other size that its mesh axes do not divide is refused.
+        Key/value heads fewer than the tensor axis are replicated, and so are sequences that the context axis does not divide
+        (prompts, language tags); any other size that its mesh axes do not divide is refused.
         Raises KeyError for an unknown name, UserError for an indivisible size, ValueError where two axes collide.
         """
-        rules = dict(self.rules)
         entries, used = [], set()
         for name, size in zip(names, shape, strict=True):
-            target = None if name is None else rules[name]
-            axes = () if target is None else (target,) if isinstance(target, str) else target
-            parts = int(np.prod([self.mesh.shape[a] for a in axes]))
-            if name == "kv_heads" and size < parts and parts % size == 0:
-                target, axes, parts = None, (), 1
+            axes, parts = self.axes(name), self.parts(name)
+            few = name == "kv_heads" and size < parts and parts % size == 0
+            if few or (name == "sequence" and size % parts):
+                axes, parts = (), 1
             if size % parts:
                 raise UserError(
                     f"{name} of size {size} cannot be split over mesh axes {'·'.join(axes)}={parts}: "
@@ -80,7 +103,7 @@ class Layout:
             if used & set(axes):
                 raise ValueError(f"axes {names} use mesh axis {sorted(used & set(axes))} twice")
             used |= set(axes)
-            entries.append(target)
+            entries.append(axes if len(axes) > 1 else axes[0] if axes else None)
         return PartitionSpec(*entries)
 
     def sharding(self, names: tuple[str | None, ...], shape: tuple[int, ...]) -> NamedSharding:
@@ -97,6 +120,30 @@ class Layout:
     def rows(self, ndim: int) -> NamedSharding:
         """The sharding of an array whose first axis is rows or prompts."""
         return NamedSharding(self.mesh, PartitionSpec(("data", "fsdp"), *[None] * (ndim - 1)))
+
+    def local(
+        self, function: Callable[..., jax.Array], names: tuple[tuple[str | None, ...], ...], *arrays: jax.Array
+    ) -> jax.Array:
+        """`function` of arrays, run by every device on its own part of them, told by their logical names.
+
+        The result is split as the first array. Key/value heads fewer than the devices they go to are repeated, one for each.
+        """
+
+        def enough(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+            at = next((i for i, name in enumerate(axes) if name in ("kv_heads", "kernel_kv_heads")), None)
+            parts = 1 if at is None else self.parts(axes[at])
+            return jnp.repeat(x, parts // x.shape[at], axis=at) if parts > 1 and x.shape[at] < parts else x
+
+        arrays = [enough(x, axes) for x, axes in zip(arrays, names, strict=True)]
+        specs = tuple(self.spec(axes, x.shape) for x, axes in zip(arrays, names, strict=True))
+        return jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=specs[0], check_vma=False)(*arrays)
+
+    def check_length(self, name: str, tokens: int) -> None:
+        """Raises UserError where sequences of so many tokens, told by the name of the setting, cannot be split over context."""
+        parts = self.mesh.shape["context"]
+        require(
+            tokens % parts == 0, f"{name}={tokens} cannot be split over mesh.context={parts}: make it a multiple of {parts}"
+        )
 
     def constrain(self, x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
         """Pins the sharding of an activation inside a jitted function."""

@@ -46,6 +46,29 @@ def hidden_states(model: Transformer, params: Params, prompts: Prompts, rollouts
     return model.branch(params, (prompts.tokens[:, :-1], prompt_positions(mask)), mask, rows)
 
 
+def logprobs_in_parts(
+    model: Transformer,
+    hidden: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    temperature: jax.Array,
+    chunk_tokens: int,
+    support: tuple[jax.Array, jax.Array] | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """`token_logprobs`, each part of sequences that are split over devices in chunks of its own."""
+    B, C, _ = hidden.shape
+    parts = model.context if C % model.context == 0 else 1
+    if parts == 1:
+        return token_logprobs(hidden, head, targets, temperature, chunk_tokens, model.constrain, support)
+    hidden, targets, support = jax.tree.map(lambda x: x.reshape(B, parts, C // parts, *x.shape[2:]), (hidden, targets, support))
+
+    def one(hidden, targets, support):
+        return token_logprobs(hidden, head, targets, temperature, chunk_tokens, model.constrain, support)
+
+    found = jax.vmap(one, in_axes=1, out_axes=1, spmd_axis_name="context")(hidden, targets, support)
+    return tuple(x.reshape(B, C) for x in found)
+
+
 def rollout_logprobs(
     model: Transformer,
     params: Params,
@@ -67,7 +90,7 @@ def rollout_logprobs(
 
     def of(columns: slice, support: tuple | None = None) -> tuple[jax.Array, jax.Array]:
         h, targets = hidden[:, columns], completions[:, columns]
-        return token_logprobs(h, head, targets, temperature, chunk_tokens, model.constrain, support)
+        return logprobs_in_parts(model, h, head, targets, temperature, chunk_tokens, support)
 
     if trie is None:
         logprobs, entropy = of(slice(None))
@@ -302,7 +325,7 @@ def sft_update(
             params = lora.with_trained(state.params, trained)
             hidden, _ = model.prefill(params, packed.tokens, packed.positions, packed.segments)
             one = jnp.ones((), jnp.float32)
-            logprobs, entropy = token_logprobs(hidden, model.head(params), packed.targets, one, chunk_tokens, model.constrain)
+            logprobs, entropy = logprobs_in_parts(model, hidden, model.head(params), packed.targets, one, chunk_tokens)
             mask = packed.loss_mask.astype(jnp.float32)
             return -(logprobs * mask).sum() / count, {"sft/entropy": (entropy * mask).sum()}
 

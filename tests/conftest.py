@@ -40,8 +40,11 @@ class Policy:
     FIRST, SECOND = range(7, 15), range(20, 34)  # a stop "string": any of FIRST, then any of SECOND
     LOSS = LossConfig(kl="k3", kl_coef=0.1, importance_cap=2.0, entropy_coef=0.01)
 
-    def __init__(self, mesh: MeshConfig, num_devices: int, config: ModelConfig = TINY) -> None:
-        compute = ComputeConfig(logprob_chunk_tokens=96)
+    COMPUTE = ComputeConfig(logprob_chunk_tokens=96)
+
+    def __init__(
+        self, mesh: MeshConfig, num_devices: int, config: ModelConfig = TINY, compute: ComputeConfig = COMPUTE
+    ) -> None:
         self.programs = Programs(config, compute, make_mesh(mesh, jax.devices()[:num_devices]))
         self.layout = self.programs.layout
         self.put, self.put_rows = self.layout.put, self.layout.put_rows

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_ml import doctor
+from jaxrl_ml import doctor, programs
 from jaxrl_ml.models import attention as attention_module
+from jaxrl_ml.models.kernels import Kernel
 from jaxrl_ml.types import UserError
 
 
@@ -98,6 +99,20 @@ def test_wrong_attention_is_found(monkeypatch, broken, told):
     with pytest.raises(UserError, match=told) as error:
         doctor.attention_parity()
     assert "\n" not in str(error.value)
+
+
+class _Kernel(Kernel):
+    """Takes a prompt's padding for its tokens."""
+
+    def __call__(self, q, k, v, causal, prompt=None):
+        return super().__call__(q, k, v, causal, prompt and (*prompt[:2], jnp.ones_like(prompt[2])))
+
+
+def test_a_wrong_kernel_is_found(monkeypatch):
+    """It is right alone, and that passes."""
+    monkeypatch.setattr(programs, "resolve_kernel", lambda *asked: _Kernel("cudnn", interpret=True))
+    with pytest.raises(UserError, match="attention after a prompt in bfloat16"):
+        doctor.attention_parity()
 
 
 def test_metrics_of_a_broken_run_are_refused():

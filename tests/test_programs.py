@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import TINY, Policy
 from jax import monitoring
+from jax.sharding import PartitionSpec
 
 from jaxrl_ml import sampler
-from jaxrl_ml.config import OptimizerConfig, SamplingConfig
+from jaxrl_ml.config import MeshConfig, OptimizerConfig, SamplingConfig
 from jaxrl_ml.optimizer import make_optimizer
 from jaxrl_ml.programs import resolve_dtype
 from jaxrl_ml.types import Batch, TrainState
@@ -131,3 +135,15 @@ def test_gathered_weights_are_the_parameters_unstacked(one, eight):
 def test_auto_computes_in_float32_on_cpu():
     assert resolve_dtype("auto") == jnp.float32
     assert resolve_dtype("bfloat16") == jnp.bfloat16
+
+
+def test_sampling_may_split_the_weights_over_the_axis_that_training_shards_them_by(one):
+    """fsdp 4 in training is tensor 4 in sampling: rules differ, axes do not. The same tokens come out."""
+    split = Policy(MeshConfig(fsdp=4), 8, compute=replace(Policy.COMPUTE, sampling_weights="split"))
+    assert split.params["embed"].sharding.spec == PartitionSpec("tensor", "fsdp")
+    for leaf in jax.tree.leaves(split.weights):
+        whole = leaf.ndim == 1 or TINY.num_kv_heads in leaf.shape  # norms; key/value heads are fewer than 4
+        assert np.prod(leaf.sharding.shard_shape(leaf.shape)) * (1 if whole else 4) == leaf.size
+    found = split.sample()
+    np.testing.assert_array_equal(found.completions, one.rollout.completions)
+    np.testing.assert_allclose(found.sampler_logprobs, one.rollout.sampler_logprobs, atol=1e-5)

@@ -64,6 +64,11 @@ class ComputeConfig:
     """Activations and matmuls; auto is bfloat16 on accelerators, float32 on CPU. Parameters and logits are float32."""
     remat: Literal["none", "full", "dots"] = "dots"
     """What the backward pass recomputes: nothing, every layer, or all but the matmuls."""
+    attention: Literal["auto", "plain", "splash", "cudnn"] = "auto"
+    """Of whole sequences, in prefill, score and update: plain XLA, or a kernel that holds no array of queries × keys × heads.
+    auto is splash on TPU, cudnn on NVIDIA GPUs in bfloat16, plain on CPU. splash on CPU is emulated, for tests: very slow."""
+    sampling_weights: Literal["gathered", "split"] = "gathered"
+    """In sampling. gathered: whole over fsdp, which splits rows; split: over fsdp as over tensor, if they are too large."""
     logprob_chunk_tokens: int = 256
     """Tokens of a row shard whose logits exist at a time in score and update."""
 
@@ -75,8 +80,12 @@ class MeshConfig:
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+    context: int = 1
+    """Parts that a long sequence's activations are split into when learning; in sampling it adds to tensor."""
 
     def __post_init__(self) -> None:
         require(self.data == -1 or self.data >= 1, f"mesh.data={self.data}: give a positive number, or -1 for the rest")
         require(self.fsdp >= 1, f"mesh.fsdp={self.fsdp}: give a positive number")
         require(self.tensor >= 1, f"mesh.tensor={self.tensor}: give a positive number")
+        # Completions come in widths that are multiples of 8 (`data.completion_width`).
+        require(self.context in (1, 2, 4, 8), f"mesh.context={self.context}: give 1, 2, 4 or 8")

@@ -59,6 +59,12 @@ def attention(
     return (mixed / total[..., None]).reshape(B, N, c, H).astype(q.dtype)
 
 
+def segment_mask(segments: jax.Array) -> jax.Array:
+    """What tokens of segments int32 [Q, P] see, bool [Q, P, P]: earlier ones of their own segment, where that is not 0."""
+    causal = jnp.tril(jnp.ones((segments.shape[1],) * 2, bool))[None]
+    return causal & (segments[:, :, None] == segments[:, None, :]) & (segments[:, None, :] > 0)
+
+
 def _mix_own(weights: jax.Array, v: jax.Array) -> jax.Array:
     B, K, R, c, S = weights.shape
     flat = weights.reshape(B, K, R * c, S).astype(v.dtype)

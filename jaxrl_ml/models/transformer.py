@@ -23,7 +23,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_ml.config import ModelConfig, RopeScaling
-from jaxrl_ml.models.attention import attention
+from jaxrl_ml.models.attention import attention, segment_mask
+from jaxrl_ml.models.kernels import Causal, Kernel
 from jaxrl_ml.models.lora import merge_layer
 from jaxrl_ml.types import Params
 
@@ -81,16 +82,15 @@ def _param(module: nn.Module, name: str, names: tuple[str, ...], shape: tuple[in
     return module.param(name, nn.with_logical_partitioning(init, names), shape, jnp.float32)
 
 
-def matmul(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """x [B, c, D] @ weight [D, F], over B·c flat rows: on CPU the gradient of the batched product is ten times slower."""
+def matmul(x: jax.Array, weight: jax.Array, context: int = 1) -> jax.Array:
+    """x [B, c, D] @ weight [D, F], over B·c flat rows: on CPU the gradient of the batched product is ten times slower.
+
+    With sequences split in `context` parts not flat: such a split of B·c cannot be told to XLA.
+    """
     B, c, D = x.shape
+    if context > 1:
+        return jnp.einsum("bcd,df->bcf", x, weight.astype(x.dtype))
     return (x.reshape(B * c, D) @ weight.astype(x.dtype)).reshape(B, c, weight.shape[1])
-
-
-def segment_mask(segments: jax.Array) -> jax.Array:
-    """What tokens of segments int32 [Q, P] see, bool [Q, P, P]: earlier ones of their own segment, where that is not 0."""
-    causal = jnp.tril(jnp.ones((segments.shape[1],) * 2, bool))[None]
-    return causal & (segments[:, :, None] == segments[:, None, :]) & (segments[:, None, :] > 0)
 
 
 class RMSNorm(nn.Module):
@@ -112,6 +112,8 @@ class Attention(nn.Module):
     config: ModelConfig
     dtype: Any
     constrain: Constrain
+    kernel: Kernel | None
+    context: int
 
     @nn.compact
     def __call__(self, x, cos, sin, mask, prompt, own, start):
@@ -120,11 +122,11 @@ class Attention(nn.Module):
 
         def project(name: str, heads: int, axis: str) -> jax.Array:
             weight = _param(self, name, ("embed", axis, "head_dim"), (D, heads, H), D)
-            y = matmul(x, weight.reshape(D, heads * H)).reshape(*x.shape[:2], heads, H).swapaxes(1, 2)
+            y = matmul(x, weight.reshape(D, heads * H), self.context).reshape(*x.shape[:2], heads, H).swapaxes(1, 2)
             if c.qkv_bias:
                 bias = _param(self, f"{name}_bias", (axis, "head_dim"), (heads, H), None)
                 y = y + bias.astype(self.dtype)[None, :, None]
-            return self.constrain(y, ("rows", axis, None, None))
+            return self.constrain(y, ("rows", axis, "sequence", None))
 
         q, k, v = project("q", N, "heads"), project("k", K, "kv_heads"), project("v", K, "kv_heads")
         if c.qk_norm:
@@ -134,10 +136,11 @@ class Attention(nn.Module):
             at = (0, 0, start, 0)
             k = jax.lax.dynamic_update_slice(own[0], k.astype(own[0].dtype), at)
             v = jax.lax.dynamic_update_slice(own[1], v.astype(own[1].dtype), at)
-        out = attention(q, k, v, mask, prompt)
+        attend = self.kernel if isinstance(mask, Causal) else attention
+        out = attend(q, k, v, mask, prompt)
         weight = _param(self, "o", ("heads", "head_dim", "embed"), (N, H, D), N * H)
         out = out.swapaxes(1, 2).reshape(*x.shape[:2], N * H)
-        return matmul(out, weight.reshape(N * H, D)), (k, v)
+        return matmul(out, weight.reshape(N * H, D), self.context), (k, v)
 
 
 class MLP(nn.Module):
@@ -146,14 +149,15 @@ class MLP(nn.Module):
     config: ModelConfig
     dtype: Any
     constrain: Constrain
+    context: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         D, F = self.config.embed_dim, self.config.mlp_dim
-        gate = matmul(x, _param(self, "gate", ("embed", "mlp"), (D, F), D))
-        up = matmul(x, _param(self, "up", ("embed", "mlp"), (D, F), D))
-        hidden = self.constrain(nn.silu(gate) * up, ("rows", None, "mlp"))
-        return matmul(hidden, _param(self, "down", ("mlp", "embed"), (F, D), F))
+        gate = matmul(x, _param(self, "gate", ("embed", "mlp"), (D, F), D), self.context)
+        up = matmul(x, _param(self, "up", ("embed", "mlp"), (D, F), D), self.context)
+        hidden = self.constrain(nn.silu(gate) * up, ("rows", "sequence", "mlp"))
+        return matmul(hidden, _param(self, "down", ("mlp", "embed"), (F, D), F), self.context)
 
 
 class Block(nn.Module):
@@ -162,16 +166,17 @@ class Block(nn.Module):
     config: ModelConfig
     dtype: Any
     constrain: Constrain
+    kernel: Kernel | None
+    context: int
 
     @nn.compact
     def __call__(self, x, cos, sin, mask, prompt, own, start):
         eps = self.config.norm_eps
-        attended, kv = Attention(self.config, self.dtype, self.constrain, name="attention")(
-            RMSNorm(eps, name="attention_norm")(x), cos, sin, mask, prompt, own, start
-        )
+        attend = Attention(self.config, self.dtype, self.constrain, self.kernel, self.context, name="attention")
+        attended, kv = attend(RMSNorm(eps, name="attention_norm")(x), cos, sin, mask, prompt, own, start)
         x = x + attended
-        x = x + MLP(self.config, self.dtype, self.constrain, name="mlp")(RMSNorm(eps, name="mlp_norm")(x))
-        return self.constrain(x, ("rows", None, None)), kv
+        x = x + MLP(self.config, self.dtype, self.constrain, self.context, name="mlp")(RMSNorm(eps, name="mlp_norm")(x))
+        return self.constrain(x, ("rows", "sequence", None)), kv
 
 
 @dataclass(frozen=True)
@@ -182,10 +187,14 @@ class Transformer:
     dtype: Any = jnp.float32
     remat: str = "none"
     constrain: Constrain = unconstrained
+    kernel: Kernel | None = None
+    """What attends in whole sequences; None: the plain path, as in decoding."""
+    context: int = 1
+    """Parts that sequences are split in."""
 
     @property
     def block(self) -> Block:
-        return Block(self.config, self.dtype, self.constrain)
+        return Block(self.config, self.dtype, self.constrain, self.kernel, self.context)
 
     def init(self, key: jax.Array) -> Params:
         """Random float32 parameters, layers stacked."""
@@ -194,7 +203,7 @@ class Transformer:
         x = jnp.zeros((1, 1, c.embed_dim), self.dtype)
         angle = jnp.zeros((1, 1, c.head_dim // 2))
         mask = jnp.ones((1, 1, 1), bool)
-        block = Block(c, self.dtype, unconstrained)
+        block = Block(c, self.dtype, unconstrained, None, 1)
 
         def init_layer(layer_key):
             return nn.unbox(block.init(layer_key, x, angle, angle, mask, None, None, 0)["params"])
@@ -215,7 +224,7 @@ class Transformer:
         x = jax.ShapeDtypeStruct((1, 1, c.embed_dim), self.dtype)
         angle = jax.ShapeDtypeStruct((1, 1, c.head_dim // 2), jnp.float32)
         mask = jax.ShapeDtypeStruct((1, 1, 1), bool)
-        block = Block(c, self.dtype, unconstrained)
+        block = Block(c, self.dtype, unconstrained, None, 1)
         boxed = jax.eval_shape(
             lambda *arrays: block.init(*arrays, None, None, 0)["params"], jax.random.key(0), x, angle, angle, mask
         )
@@ -233,7 +242,7 @@ class Transformer:
         positions int32 [Q, P]; segments int32 [Q, P]: a token sees earlier tokens of its own segment (0 is padding).
         Returns hidden states [Q, P, D] (after the final norm) and the cache, each leaf `[L, Q, K, P, H]`.
         """
-        return self._forward(params, tokens, positions, segment_mask(segments), None, None, 0)
+        return self._forward(params, tokens, positions, self._causal(segments), None, None, 0)
 
     def extend(
         self,
@@ -267,8 +276,8 @@ class Transformer:
         multiple of Q. Returns hidden states [B, c, D] of each set. As both parts use a layer's weights in one step of the scan,
         their gradients are added there: two passes would hold a gradient of all layers each.
         """
-        masks = [segment_mask(mask.astype(jnp.int32)), *(jnp.tril(jnp.ones((t.shape[1],) * 2, bool))[None] for t, _ in rows)]
-        given = [(*self._angles(p), m) for (_, p), m in zip((prompts, *rows), masks, strict=True)]
+        segments = [mask.astype(jnp.int32), *(jnp.ones((1, t.shape[1]), jnp.int32) for t, _ in rows)]
+        given = [(*self._angles(p), self._causal(s)) for (_, p), s in zip((prompts, *rows), segments, strict=True)]
 
         def layer(xs, layer_params):
             weights = {"params": merge_layer(layer_params)}
@@ -280,6 +289,10 @@ class Transformer:
         xs, _ = jax.lax.scan(self._rematerialised(layer), xs, params["layers"])
         return [self._normed(params, x) for x in xs[1:]]
 
+    def _causal(self, segments: jax.Array) -> Causal | jax.Array:
+        """What tokens of the segments see, as the kernel, or else the plain path, takes it."""
+        return segment_mask(segments) if self.kernel is None else self.kernel.causal(segments)
+
     def _angles(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
         frequencies = rope_frequencies(self.config.head_dim, self.config.rope_theta, self.config.rope_scaling)
         angles = positions.astype(jnp.float32)[..., None] * frequencies[None, None]
@@ -289,7 +302,7 @@ class Transformer:
         # Gathered over fsdp first: a lookup whose result is split along embed cannot be moved to rows without a full copy.
         table = self.constrain(params["embed"], ("vocab", None))
         x = jnp.take(table, tokens, axis=0).astype(self.dtype)
-        return self.constrain(x, ("rows", None, None))
+        return self.constrain(x, ("rows", "sequence", None))
 
     def _normed(self, params: Params, x: jax.Array) -> jax.Array:
         return RMSNorm(self.config.norm_eps).apply({"params": params["final_norm"]}, x)
