@@ -280,16 +280,20 @@ def _evaluate(
             else f"--out {out} is one file for {len(evaluations)} evaluations; choose one of them with --name"
         )
     compared = [language_settings(evaluation, languages) for evaluation in evaluations] if languages else []
-    model, console = StoredModel(source, settings, step), Console(highlight=False)
-    if languages:
-        results = model.run([setting.evaluation for of_one in compared for setting in of_one])
-        for evaluation, of_one in zip(evaluations, compared, strict=True):
-            for table in _compare(model, _title(evaluation, model.step), of_one, results):
-                console.print(table)
-        return
-    for evaluation, result in zip(evaluations, model.run(evaluations), strict=True):
-        console.print(result_table(_title(evaluation, model.step), result.metrics))
-        _write(model, evaluation, result, out)
+    from jaxrl_ml import processes
+
+    main_process = processes.start(settings.distributed)
+    with processes.leaving_at_once():
+        model, console = StoredModel(source, settings, step, main_process), Console(highlight=False, quiet=not main_process)
+        if languages:
+            results = model.run([setting.evaluation for of_one in compared for setting in of_one])
+            for evaluation, of_one in zip(evaluations, compared, strict=True):
+                for table in _compare(model, _title(evaluation, model.step), of_one, results):
+                    console.print(table)
+            return
+        for evaluation, result in zip(evaluations, model.run(evaluations), strict=True):
+            console.print(result_table(_title(evaluation, model.step), result.metrics))
+            _write(model, evaluation, result, out)
 
 
 def _stem(evaluation: Evaluation, step: int | None) -> str:
@@ -301,6 +305,8 @@ def _title(evaluation: Evaluation, step: int | None) -> str:
 
 
 def _write(model: StoredModel, evaluation: Evaluation, result: EvaluationResult, out: Path | None = None, **more: Any) -> None:
+    if not model.writes:
+        return
     path = out or model.source / "evaluations" / f"{_stem(evaluation, model.step)}.json"
     about = {"source": str(model.source), "step": model.step, "seed": model.config.seed, "evaluation": resolved(evaluation)}
     write_result(path, result, {**about, **more})
@@ -351,16 +357,20 @@ def _choose(config: Config, names: Sequence[str]) -> list[Evaluation]:
 
 
 class StoredModel:
-    """The model of a folder on the config's mesh, to be evaluated; the weights are read when they are first asked for."""
+    """The model of a folder on the config's mesh, to be evaluated; the weights are read when they are first asked for.
 
-    def __init__(self, source: Path, config: Config, step: int | None = None) -> None:
+    writes: whether this process is the one that writes what is found.
+    """
+
+    def __init__(self, source: Path, config: Config, step: int | None = None, writes: bool = True) -> None:
         from jaxrl_ml import pretrained
         from jaxrl_ml.checkpoint import Checkpoints
         from jaxrl_ml.data import PromptRenderer
         from jaxrl_ml.programs import Programs
         from jaxrl_ml.sharding import make_mesh
 
-        self.source, self.config, self.step = source, config, step  # step: None where a folder has none
+        self.source, self.config, self.writes = source, config, writes
+        self.step = step  # None where a folder has none
         self.programs = Programs(pretrained.read_model_config(source), config.compute, make_mesh(config.mesh))
         self.tokenizer = pretrained.read_tokenizer(source)
         self._render = PromptRenderer(self.tokenizer, config.prompt_format, config.system_prompt)

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -55,7 +55,7 @@ small = SamplingConfig(max_prompt_tokens=17, max_completion_tokens=16, prompts_p
 config = Config(
     run_dir="unset",
     tokenizer=(*"0123456789+-*/()=: ", "<answer>", "</answer>"),
-    model=ModelConfig(family="qwen3", num_layers=1, embed_dim=16, mlp_dim=32, num_heads=2, num_kv_heads=2, head_dim=8),
+    model=ModelConfig(family="qwen3", num_layers=1, embed_dim=16, mlp_dim=32, num_heads=4, num_kv_heads=2, head_dim=8),
     prompt_format=compact,
     stages=(
         SFTStage(Countdown(demonstrate=lambda e, _: f"<answer>{e.fields['solution']}</answer>"), name="cold_start",
@@ -78,16 +78,21 @@ class Ended(NamedTuple):
     error: str
 
 
-def launch(folder: Path, run: str, count: int, *overrides: str, faults: dict[int, str] | None = None) -> list[Ended]:
-    """Runs the config in `count` processes of two devices, and waits for all to end but those that a SIGSTOP stopped."""
+def launch(folder: Path, count: int, *command: str, faults: dict[int, str] | None = None, slurm: bool = False) -> list[Ended]:
+    """Runs a command of the package in `count` processes of two devices, told of each other by flags or as by SLURM.
+
+    Waits for all to end but those that a SIGSTOP stopped.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = "127.0.0.1:" + str(free.getsockname()[1])
     flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
     cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    started, errors = [], [(folder / f"{run}.stderr.{i}").open("w+") for i in range(count)]
+    step = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": str(count)}
+    started, errors = [], [(folder / f"stderr-{i}").open("w+") for i in range(count)]
     for i, error in enumerate(errors):
-        join = [
+        environment = os.environ | cache | {"XLA_FLAGS": flags, "FAULT": (faults or {}).get(i, "")}
+        told = [
             "--distributed.coordinator",
             address,
             "--distributed.num-processes",
@@ -95,11 +100,12 @@ def launch(folder: Path, run: str, count: int, *overrides: str, faults: dict[int
             "--distributed.process-id",
             str(i),
         ]
-        command = [sys.executable, "-m", "jaxrl_ml.train", str(folder / "tiny.py"), "--run-dir", str(folder / run)]
-        environment = os.environ | cache | {"XLA_FLAGS": flags, "FAULT": (faults or {}).get(i, "")}
-        command += [*(join if count > 1 else []), "--distributed.timeout-s", str(LOST_S), *overrides]
+        if slurm:
+            environment |= step | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}
+            told = []
+        words = [sys.executable, "-m", *command, *told]
         root = Path(__file__).parent.parent
-        started.append(subprocess.Popen(command, env=environment, cwd=root, stdout=subprocess.DEVNULL, stderr=error))
+        started.append(subprocess.Popen(words, env=environment, cwd=root, stdout=subprocess.DEVNULL, stderr=error))
     stopped = [process for i, process in enumerate(started) if (faults or {}).get(i, "").startswith("SIGSTOP")]
     deadline = time.monotonic() + DEADLINE_S
     try:
@@ -112,6 +118,12 @@ def launch(folder: Path, run: str, count: int, *overrides: str, faults: dict[int
             process.wait()
     texts = [(error.seek(0), error.read(), error.close())[1] for error in errors]
     return [Ended(process.returncode, text) for process, text in zip(started, texts, strict=True)]
+
+
+def train(folder: Path, run: str, count: int, *overrides: str, **how: Any) -> list[Ended]:
+    """Runs the config in `count` processes."""
+    where = (str(folder / "tiny.py"), "--run-dir", str(folder / run), "--distributed.timeout-s", str(LOST_S))
+    return launch(folder, count, "jaxrl_ml.train", *where, *overrides, **how)
 
 
 def statuses(ended: list[Ended]) -> list[int]:
@@ -162,7 +174,7 @@ def test_two_processes_agree_where_to_stop_and_one_goes_on_as_if_there_had_only_
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cold start, evaluation and two steps of RL by two processes, of which one gets SIGTERM; then by one, on another mesh."""
-    ended = launch(folder, "two", 2, "--mesh.fsdp", "2", faults={1: "SIGTERM@3"})
+    ended = train(folder, "two", 2, "--mesh.fsdp", "2", faults={1: "SIGTERM@3"})
     assert statuses(ended) == [75, 75], ended
     steps = [int(path.name) for path in (folder / "two/checkpoints").iterdir()]
     stopped = max(steps)
@@ -180,9 +192,18 @@ def test_two_processes_agree_where_to_stop_and_one_goes_on_as_if_there_had_only_
 def test_four_processes_give_the_run_of_one(folder: Path, mesh: tuple[str, ...]) -> None:
     """With tensor=4 two processes hold the same rows."""
     run = "four" + "".join(mesh)
-    ended = launch(folder, run, 4, *mesh)
+    ended = train(folder, run, 4, *mesh)
     assert statuses(ended) == [0] * 4, ended
     assert_same_run(folder / run, folder / "one")
+
+
+@pytest.mark.slow
+def test_tasks_of_a_slurm_step_evaluate_as_one(folder: Path) -> None:
+    command = ("jaxrl_ml.evaluate", str(folder / "one"), "--samples-per-prompt", "2", "--out")
+    assert statuses(launch(folder, 1, *command, str(folder / "alone.json"), slurm=True)) == [0]
+    assert statuses(launch(folder, 2, *command, str(folder / "both.json"), slurm=True)) == [0, 0]
+    alone, both = (json.loads((folder / f"{name}.json").read_text()) for name in ("alone", "both"))
+    assert len(alone["records"]) == 18 and both == alone
 
 
 @pytest.mark.slow
@@ -190,11 +211,11 @@ def test_four_processes_give_the_run_of_one(folder: Path, mesh: tuple[str, ...])
 @pytest.mark.parametrize("fault", ["SIGKILL@4", "SIGSTOP@4", "ValueError@4"])
 def test_where_a_process_is_lost_the_other_stops_and_the_run_goes_on_with_both(folder: Path, fault: str, victim: int) -> None:
     run = f"lost-{fault}-{victim}"
-    ended = launch(folder, run, 2, "--mesh.fsdp", "2", faults={victim: fault})
+    ended = train(folder, run, 2, "--mesh.fsdp", "2", faults={victim: fault})
     lost, other = ended[victim], ended[1 - victim]
     assert other.status not in (0, 2, 75), "it failed, and is not started again as a run that was preempted"
     assert lost.status == (1 if fault.startswith("Value") else -signal.SIGKILL)
-    assert statuses(launch(folder, run, 2, "--mesh.fsdp", "2")) == [0, 0]
+    assert statuses(train(folder, run, 2, "--mesh.fsdp", "2")) == [0, 0]
     assert_same_run(folder / run, folder / "one")
 
 
