@@ -282,8 +282,7 @@ def _evaluate(
     compared = [language_settings(evaluation, languages) for evaluation in evaluations] if languages else []
     from jaxrl_ml import processes
 
-    main_process = processes.start(settings.distributed)
-    with processes.leaving_at_once():
+    with processes.together(settings.distributed) as main_process:
         model, console = StoredModel(source, settings, step, main_process), Console(highlight=False, quiet=not main_process)
         if languages:
             results = model.run([setting.evaluation for of_one in compared for setting in of_one])

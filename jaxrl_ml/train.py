@@ -320,8 +320,7 @@ def train(config: Config, source: Path, overrides: Sequence[str] = ()) -> int:
     check_folder(config)
     from jaxrl_ml import processes
 
-    main_process = processes.start(config.distributed)
-    with processes.leaving_at_once():
+    with processes.together(config.distributed) as main_process:
         return _train(config, source, overrides, main_process)
 
 

@@ -73,13 +73,46 @@ config = Config(
 """
 
 
+TALK = """
+import os, signal, sys, time
+import jax, numpy as np
+from jaxrl_ml import processes
+from jaxrl_ml.config import DistributedConfig, MeshConfig
+from jaxrl_ml.sharding import Layout, make_mesh
+me = int(sys.argv[6])
+with processes.together(DistributedConfig(sys.argv[2], int(sys.argv[4]), me, timeout_s=5)) as main_process:
+    assert main_process == (me == 0)
+    rows, key = np.arange(16, dtype=np.int32).reshape(8, 2), jax.random.key(3)
+    for mesh, blocks in ((MeshConfig(fsdp=2), (0, 1)), (MeshConfig(tensor=2), (0, 1)), (MeshConfig(tensor=4), (0, 0))):
+        layout = Layout(make_mesh(mesh))
+        assert layout.blocks == blocks
+        with jax.transfer_guard("disallow"):
+            placed = layout.put_rows(layout.own_rows(rows))
+            own = processes.local_rows(placed)
+            copied = layout.put((key, np.float32(2)))
+            found = layout.gather_blocks({"me": me, "rows": own, "other": [np.zeros(me + 1)]})
+        assert placed.shape == rows.shape and copied[0].shape == () and copied[1].is_fully_replicated
+        assert [one["me"] for one in found] == sorted(set(blocks))
+        assert [one["other"][0].shape for one in found] == [(block + 1,) for block in sorted(set(blocks))]
+        np.testing.assert_array_equal(np.concatenate([one["rows"] for one in found]), rows)
+    vote = processes.Vote()
+    assert [vote(number) for number in ((0, 2, 0, 0, 0) if me == 0 else (0, 0, 15, 15, 0))] == [0, 0, 2, 15, 15]
+    if os.environ["FAULT"] == "raise":
+        raise ValueError("a mistake of its own")
+    if os.environ["FAULT"]:
+        os.kill(os.getpid(), getattr(signal, os.environ["FAULT"]))
+    time.sleep(1)
+    processes.gather("is anybody there?")
+"""
+
+
 class Ended(NamedTuple):
     status: int
     error: str
 
 
 def launch(folder: Path, count: int, *command: str, faults: dict[int, str] | None = None, slurm: bool = False) -> list[Ended]:
-    """Runs a command of the package in `count` processes of two devices, told of each other by flags or as by SLURM.
+    """Runs Python with a command in `count` processes of two devices, told of each other by flags or as by SLURM.
 
     Waits for all to end but those that a SIGSTOP stopped.
     """
@@ -103,7 +136,7 @@ def launch(folder: Path, count: int, *command: str, faults: dict[int, str] | Non
         if slurm:
             environment |= step | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}
             told = []
-        words = [sys.executable, "-m", *command, *told]
+        words = [sys.executable, *command, *told]
         root = Path(__file__).parent.parent
         started.append(subprocess.Popen(words, env=environment, cwd=root, stdout=subprocess.DEVNULL, stderr=error))
     stopped = [process for i, process in enumerate(started) if (faults or {}).get(i, "").startswith("SIGSTOP")]
@@ -123,7 +156,7 @@ def launch(folder: Path, count: int, *command: str, faults: dict[int, str] | Non
 def train(folder: Path, run: str, count: int, *overrides: str, **how: Any) -> list[Ended]:
     """Runs the config in `count` processes."""
     where = (str(folder / "tiny.py"), "--run-dir", str(folder / run), "--distributed.timeout-s", str(LOST_S))
-    return launch(folder, count, "jaxrl_ml.train", *where, *overrides, **how)
+    return launch(folder, count, "-m", "jaxrl_ml.train", *where, *overrides, **how)
 
 
 def statuses(ended: list[Ended]) -> list[int]:
@@ -170,6 +203,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return at
 
 
+@pytest.mark.parametrize(
+    ("fault", "status", "said"),
+    [
+        ("", (0, 0), ""),
+        ("raise", (1, 1), "error: process 0 of 2 stops: process 1 failed: a mistake of its own; "),
+        ("SIGKILL", (1, -signal.SIGKILL), "error: process 0 of 2 stops: "),
+        pytest.param(
+            "SIGSTOP", (1, -9), "error: process 0 of 2 stops: process 1 was not heard of for 5 s; ", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_processes_are_told_of_each_other_and_of_their_end(
+    tmp_path: Path, fault: str, status: tuple[int, int], said: str
+) -> None:
+    ended = launch(tmp_path, 2, "-c", TALK, faults={1: fault})
+    assert tuple(statuses(ended)) == status, ended
+    lines = [line for line in ended[0].error.splitlines() if line.startswith("error: ")]
+    assert len(lines) == bool(said), ended[0].error
+    if said:
+        assert lines[0].startswith(said) and lines[0].endswith("the run goes on from its last checkpoint")
+
+
 def test_two_processes_agree_where_to_stop_and_one_goes_on_as_if_there_had_only_been_one(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,7 +254,7 @@ def test_four_processes_give_the_run_of_one(folder: Path, mesh: tuple[str, ...])
 
 @pytest.mark.slow
 def test_tasks_of_a_slurm_step_evaluate_as_one(folder: Path) -> None:
-    command = ("jaxrl_ml.evaluate", str(folder / "one"), "--samples-per-prompt", "2", "--out")
+    command = ("-m", "jaxrl_ml.evaluate", str(folder / "one"), "--samples-per-prompt", "2", "--out")
     assert statuses(launch(folder, 1, *command, str(folder / "alone.json"), slurm=True)) == [0]
     assert statuses(launch(folder, 2, *command, str(folder / "both.json"), slurm=True)) == [0, 0]
     alone, both = (json.loads((folder / f"{name}.json").read_text()) for name in ("alone", "both"))
@@ -313,15 +368,16 @@ def test_rows_belong_to_processes_in_equal_blocks(shape, per_process, blocks, mo
 
 def test_a_process_alone_raises_and_votes_at_once() -> None:
     assert processes.Vote()(15) == 15
-    with pytest.raises(ValueError, match="as it is"), processes.leaving_at_once():
+    with pytest.raises(ValueError, match="as it is"), processes.together(DistributedConfig(), {}) as main_process:
+        assert main_process
         raise ValueError("as it is")
 
 
 def test_the_last_words_of_a_process_say_what_to_do() -> None:
     lost = jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection closed by peer [127.0.0.1]\nmore")
-    words = processes._farewell(lost)
-    assert words.startswith("error: process 0 of 1 stops, for it lost another (UNKNOWN: Gloo AllGather failed")
+    words = processes.farewell(lost)
+    assert words.startswith("error: process 0 of 1 stops: it lost another (UNKNOWN: Gloo AllGather failed")
     assert words.endswith("the run goes on from its last checkpoint") and "\n" not in words
-    assert processes._farewell(UserError("seed=x: y")) == "error: seed=x: y (process 0 of 1)"
-    own = processes._farewell(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"))
+    assert processes.farewell(UserError("seed=x: y")) == "error: seed=x: y (process 0 of 1)"
+    own = processes.farewell(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"))
     assert "Out of memory" in own and own.endswith("error: process 0 of 1 failed")
