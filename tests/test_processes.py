@@ -225,6 +225,7 @@ def test_processes_are_told_of_each_other_and_of_their_end(
         assert lines[0].startswith(said) and lines[0].endswith("the run goes on from its last checkpoint")
 
 
+@pytest.mark.slow
 def test_two_processes_agree_where_to_stop_and_one_goes_on_as_if_there_had_only_been_one(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
