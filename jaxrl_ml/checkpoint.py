@@ -19,6 +19,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from jaxrl_ml import processes
 from jaxrl_ml.config import CheckpointConfig, LoRAConfig
 from jaxrl_ml.models import lora
 from jaxrl_ml.types import Params, TrainState, UserError
@@ -142,13 +143,19 @@ class Checkpoints:
                 (folder / CHECKSUMS).write_text(json.dumps(digests, indent=1) + "\n")
 
     def _verify(self, step: int, items: Collection[str]) -> None:
-        """Raises ValueError for the first file of these items that is not as it was saved."""
+        """Raises ValueError for a file of these items that is not as it was saved; each process looks at its share of them."""
         folder = self.folder / str(step)
         if not (folder / CHECKSUMS).is_file():  # saved before there were any
             return
-        for name, digest in json.loads((folder / CHECKSUMS).read_text()).items():
-            if name.split("/")[0] in items and (not (folder / name).is_file() or _digest(folder / name) != digest):
-                raise ValueError(f"{name} is not as it was saved")
+        digests = json.loads((folder / CHECKSUMS).read_text())
+        names = sorted(name for name in digests if name.split("/")[0] in items)
+        bad = None
+        for name in names[jax.process_index() :: jax.process_count()]:
+            if not (folder / name).is_file() or _digest(folder / name) != digests[name]:
+                bad = name
+                break
+        for name in filter(None, processes.gather(bad)):
+            raise ValueError(f"{name} is not as it was saved")
 
     def _restore(self, step: int, **items: Any) -> Any:
         try:

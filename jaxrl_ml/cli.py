@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import runpy
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from jaxrl_ml.config import Config
 from jaxrl_ml.types import UserError
 
 _CONFIG_MODULE = "<run_path>"
+# Where a resumed run may differ from the run it resumes.
+_FREE_TO_CHANGE = ("run_dir", "mesh", "distributed", "logging", "checkpoint", "max_nonfinite_steps")
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), prog: str | None = None) -> Config:
@@ -117,6 +120,38 @@ def write_resolved(config: Config, folder: Path) -> None:
     temporary = folder / "config.json.tmp"
     temporary.write_text(json.dumps(resolved(config), indent=1, ensure_ascii=False) + "\n")
     temporary.replace(folder / "config.json")
+
+
+def check_folder(config: Config) -> None:
+    """Raises UserError where the run folder holds another run."""
+    run_dir = Path(config.run_dir)
+    existing = run_dir / "config.json"
+    if existing.is_file() and (run_dir / "checkpoints").is_dir() and any((run_dir / "checkpoints").iterdir()):
+        try:
+            old = json.loads(existing.read_text())
+        except ValueError as error:
+            raise UserError(f"{existing} cannot be read ({error}); restore it, or use another --run-dir") from error
+        new = json.loads(json.dumps(resolved(config)))
+        for name in _FREE_TO_CHANGE:
+            old.pop(name, None), new.pop(name, None)
+        found = first_difference(old, new)
+        if found:
+            name, was, now = found
+            raise UserError(f"{run_dir} holds a run with {name}={was!r}, not {now!r}; use that value, or another --run-dir")
+    elif (run_dir / "model.json").is_file() and not existing.is_file():
+        raise UserError(f"{run_dir} holds imported weights, not a run; start from them with init_from and another --run-dir")
+
+
+def write_folder(config: Config, source: Path, overrides: Sequence[str]) -> None:
+    """Makes the run folder, and writes there what the run is."""
+    run_dir = Path(config.run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_resolved(config, run_dir)
+    if source.resolve() != (run_dir / "config.py").resolve():
+        shutil.copyfile(source, run_dir / "config.py.tmp")
+        (run_dir / "config.py.tmp").replace(run_dir / "config.py")
+    (run_dir / "overrides.json.tmp").write_text(json.dumps(list(overrides)) + "\n")
+    (run_dir / "overrides.json.tmp").replace(run_dir / "overrides.json")
 
 
 def run_command(main: Callable[[], int | None]) -> None:

@@ -1,6 +1,6 @@
 """Data pipelines: tasks in, token arrays out; rollouts in, texts and scores out. The only user of grain.
 
-Prompts:        task → shuffle → repeat → blocks → shard by process → tokenise → `(examples, Prompts)`, endless
+Prompts:        task → shuffle → repeat → blocks → those of this process → tokenise → `(examples, Prompts)`, endless
 Demonstrations: the same blocks → tokenise → pack into rows → `Packed`, endless
 Experience:     chunk number → sample → judge, the next chunk being sampled while one is judged
 
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import grain
 import numpy as np
 
-from jaxrl_ml.types import Example, Packed, PromptFormat, Prompts, Reward, Rollout, Scores, Task, UserError
+from jaxrl_ml.types import Example, Packed, PromptFormat, Prompts, Reward, Rollout, Scores, Task, UserError, require
 
 if TYPE_CHECKING:
     from jaxrl_ml.tokenizer import Tokenizer
@@ -102,22 +102,23 @@ def prompt_batches(
     num_prompts: int,
     width: int,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    block: int = 0,
+    blocks: int = 1,
     allowed: Allowed | None = None,
 ) -> grain.DatasetIterator[tuple[list[Example], Prompts]]:
-    """This process's share of every step's prompts, without end, tokenised in a background thread.
+    """One block of every step's prompts (`Layout.block`), without end, tokenised in a background thread.
 
-    A step has `num_prompts` prompts in all, the same ones in the same places whatever `process_count`; process p has the p-th
-    block of `num_prompts / process_count`, and `Prompts.index` is the place in the step. An epoch may end within a step.
+    A step has `num_prompts` prompts in all, the same ones in the same places whatever the number of blocks; of each block, of
+    `num_prompts / blocks`, `Prompts.index` is the place in the step. An epoch may end within a step.
     """
-    local = _share("prompts_per_step", num_prompts, process_count)
-    first = process_index * local
+    local = num_prompts // blocks
+    first = block * local
+    require(num_prompts % blocks == 0, f"prompts_per_step={num_prompts} must be a multiple of the {blocks} processes")
 
     def tokenise(examples: list[Example]) -> tuple[list[Example], Prompts]:
         return examples, make_prompts(examples, render, width=width, first=first, allowed=allowed)
 
-    steps = _blocks(task, local, seed, process_index, process_count).map(tokenise)
+    steps = _blocks(task, local, seed, block, blocks).map(tokenise)
     return iter(steps.to_iter_dataset(_BACKGROUND))
 
 
@@ -147,18 +148,14 @@ def packed_batches(
     batch_size: int,
     sequence_length: int,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
 ) -> grain.DatasetIterator[Packed]:
-    """This process's rows of every step's packed demonstrations [batch_size / process_count, sequence_length], without end.
+    """Every step's packed demonstrations [batch_size, sequence_length], without end; each process packs them all.
 
     An example is its prompt, its completion and the end-of-sequence token; the loss is on the latter two. Each batch holds as
-    many of the next examples as first-fit, longest first, gets into its rows, so few columns are padding (segment 0). Unlike
-    prompts, which examples meet in a step depends on `process_count`.
+    many of the next examples as first-fit, longest first, gets into its rows, so few columns are padding (segment 0).
 
     Raises UserError for an example without completion or of more than `sequence_length` tokens.
     """
-    rows = _share("batch_size", batch_size, process_count)
     tokenizer = render.tokenizer
 
     def tokenise(examples: list[Example]) -> list[_Demonstration]:
@@ -177,18 +174,12 @@ def packed_batches(
             found.append(_Demonstration(np.array(ids, np.int32), len(prompt)))
         return found
 
-    blocks = _blocks(task, _BLOCK, seed, process_index, process_count).map(tokenise).to_iter_dataset(_BACKGROUND)
-    return _PackedIterator(iter(blocks), rows, sequence_length, tokenizer.pad_id)
+    blocks = _blocks(task, _BLOCK, seed).map(tokenise).to_iter_dataset(_BACKGROUND)
+    return _PackedIterator(iter(blocks), batch_size, sequence_length, tokenizer.pad_id)
 
 
-def _share(setting: str, total: int, process_count: int) -> int:
-    if total % process_count:
-        raise UserError(f"{setting}={total} must be a multiple of the {process_count} processes")
-    return total // process_count
-
-
-def _blocks(task: Task, size: int, seed: int, process_index: int, process_count: int) -> grain.MapDataset[list[Example]]:
-    """The shuffled, repeated task in blocks of `size` examples; process p has every process_count-th block from the p-th.
+def _blocks(task: Task, size: int, seed: int, first: int = 0, every: int = 1) -> grain.MapDataset[list[Example]]:
+    """The shuffled, repeated task in blocks of `size` examples: every so-many-th of them, from the first.
 
     A task may have `together`: so many examples that follow each other are shuffled as one.
     """
@@ -209,7 +200,7 @@ def _blocks(task: Task, size: int, seed: int, process_index: int, process_count:
             found.append(task[drawn * together + part])
         return found
 
-    return grain.MapDataset.range(process_index, sys.maxsize // size, process_count).map(block)
+    return grain.MapDataset.range(first, sys.maxsize // size, every).map(block)
 
 
 class _Demonstration(NamedTuple):

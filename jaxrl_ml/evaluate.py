@@ -57,7 +57,8 @@ class EvaluationResult:
 
 class _Batch(NamedTuple):
     examples: list[Example]  # without the repeats that fill the last batch
-    prompt_texts: list[str]
+    own: list[Example]  # those of them that this process scores
+    prompt_texts: list[str]  # of its own
     prompts: Prompts  # on the device
 
 
@@ -86,13 +87,19 @@ class Evaluator:
             width=sampling.max_prompt_tokens,
             allowed=action.allowed,
         )
-        self._batches = [
-            _Batch(examples, _prompt_texts(tokenizer, prompts, len(examples)), layout.put_rows(prompts))
-            for examples, prompts in batches
-        ]
+        self._batches = [self._batch(examples, prompts) for examples, prompts in batches]
         self._stop_table = layout.put(tokenizer.stop_table(sampling.stop, programs.model.config.vocab_size))
         self._settings = layout.put(settings_of(sampling))
         self._trie, self._tag_width = layout.put(action.trie), action.width
+
+    def _batch(self, examples: list[Example], prompts: Prompts) -> _Batch:
+        layout = self._programs.layout
+        number, _ = layout.block
+        prompts = layout.own_rows(prompts)
+        size = len(prompts.tokens)
+        own = examples[number * size : (number + 1) * size]
+        texts = self._tokenizer.decode([prompts.tokens[q][prompts.mask[q]] for q in range(len(own))])
+        return _Batch(examples, own, texts, layout.put_rows(prompts))
 
     @property
     def examples(self) -> list[Example]:
@@ -100,11 +107,16 @@ class Evaluator:
         return [example for batch in self._batches for example in batch.examples]
 
     def run(self, weights: Params, step: int) -> EvaluationResult:
-        """Samples and scores every problem with `weights` (`Programs.gather`); `step` seeds the noise of the sampling."""
+        """Samples and scores every problem with `weights` (`Programs.gather`); `step` seeds the noise of the sampling.
+
+        Every process scores its own, and is told of all.
+        """
         words = np.array([self.seed, EVALUATION_PURPOSE, step, 0], np.uint32)
         seed_words = self._programs.layout.put(words)
         sampled = ((batch, self._sample(weights, batch.prompts, seed_words)) for batch in self._batches)
-        records = [record for batch, rollout in _one_ahead(sampled) for record in self._judge(batch, rollout)]
+        own = [self._judge(batch, rollout) for batch, rollout in _one_ahead(sampled)]
+        blocks = self._programs.layout.gather_blocks(own)
+        records = [record for batch in zip(*blocks, strict=True) for block in batch for record in block]
         return EvaluationResult(summarise(records, self.evaluation.samples_per_prompt, self.seed), records)
 
     def _sample(self, weights: Params, prompts: Prompts, seed_words: Any) -> Rollout:
@@ -123,23 +135,24 @@ class Evaluator:
         )
 
     def _judge(self, batch: _Batch, rollout: Rollout) -> list[dict[str, Any]]:
-        """Waits for the rollout and scores it: the records of the batch's samples."""
-        import jax
-
+        """Waits for the rollout and scores it: the records of this process's samples of the batch."""
         from jaxrl_ml import data
+        from jaxrl_ml.processes import local_rows
 
         G = self.evaluation.samples_per_prompt
-        B = len(batch.examples) * G
-        fetched = jax.device_get((rollout.completions, rollout.lengths, rollout.truncated))
+        B = len(batch.own) * G
+        fetched = local_rows((rollout.completions, rollout.lengths, rollout.truncated))
+        if not B:
+            return []
         completions, lengths, truncated = (array[:B] for array in fetched)
         texts = data.decode_rows(self._tokenizer, completions, lengths)
         rows = [row[:length] for row, length in zip(completions, lengths, strict=True)]
         ends = thinking_ends(texts, rows, self._tokenizer.decode)
-        scores = data.score_rows(self.evaluation.reward, texts, batch.examples, G)
+        scores = data.score_rows(self.evaluation.reward, texts, batch.own, G)
         return [
             {
-                "id": batch.examples[b // G].id,
-                "task": batch.examples[b // G].task,
+                "id": batch.own[b // G].id,
+                "task": batch.own[b // G].task,
                 "sample": b % G,
                 "prompt": batch.prompt_texts[b // G],
                 "completion": texts[b],
@@ -166,10 +179,6 @@ def _batch_size(evaluation: Evaluation, row_shards: int) -> int:
         )
     num_batches = math.ceil(evaluation.num_prompts / limit)
     return math.ceil(evaluation.num_prompts / num_batches / row_shards) * row_shards
-
-
-def _prompt_texts(tokenizer: Tokenizer, prompts: Prompts, count: int) -> list[str]:
-    return tokenizer.decode([prompts.tokens[q][prompts.mask[q]] for q in range(count)])
 
 
 def _one_ahead(items: Iterable[T]) -> Iterator[T]:
@@ -271,16 +280,19 @@ def _evaluate(
             else f"--out {out} is one file for {len(evaluations)} evaluations; choose one of them with --name"
         )
     compared = [language_settings(evaluation, languages) for evaluation in evaluations] if languages else []
-    model, console = StoredModel(source, settings, step), Console(highlight=False)
-    if languages:
-        results = model.run([setting.evaluation for of_one in compared for setting in of_one])
-        for evaluation, of_one in zip(evaluations, compared, strict=True):
-            for table in _compare(model, _title(evaluation, model.step), of_one, results):
-                console.print(table)
-        return
-    for evaluation, result in zip(evaluations, model.run(evaluations), strict=True):
-        console.print(result_table(_title(evaluation, model.step), result.metrics))
-        _write(model, evaluation, result, out)
+    from jaxrl_ml import processes
+
+    with processes.together(settings.distributed) as main_process:
+        model, console = StoredModel(source, settings, step, main_process), Console(highlight=False, quiet=not main_process)
+        if languages:
+            results = model.run([setting.evaluation for of_one in compared for setting in of_one])
+            for evaluation, of_one in zip(evaluations, compared, strict=True):
+                for table in _compare(model, _title(evaluation, model.step), of_one, results):
+                    console.print(table)
+            return
+        for evaluation, result in zip(evaluations, model.run(evaluations), strict=True):
+            console.print(result_table(_title(evaluation, model.step), result.metrics))
+            _write(model, evaluation, result, out)
 
 
 def _stem(evaluation: Evaluation, step: int | None) -> str:
@@ -292,6 +304,8 @@ def _title(evaluation: Evaluation, step: int | None) -> str:
 
 
 def _write(model: StoredModel, evaluation: Evaluation, result: EvaluationResult, out: Path | None = None, **more: Any) -> None:
+    if not model.writes:
+        return
     path = out or model.source / "evaluations" / f"{_stem(evaluation, model.step)}.json"
     about = {"source": str(model.source), "step": model.step, "seed": model.config.seed, "evaluation": resolved(evaluation)}
     write_result(path, result, {**about, **more})
@@ -342,16 +356,20 @@ def _choose(config: Config, names: Sequence[str]) -> list[Evaluation]:
 
 
 class StoredModel:
-    """The model of a folder on the config's mesh, to be evaluated; the weights are read when they are first asked for."""
+    """The model of a folder on the config's mesh, to be evaluated; the weights are read when they are first asked for.
 
-    def __init__(self, source: Path, config: Config, step: int | None = None) -> None:
+    writes: whether this process is the one that writes what is found.
+    """
+
+    def __init__(self, source: Path, config: Config, step: int | None = None, writes: bool = True) -> None:
         from jaxrl_ml import pretrained
         from jaxrl_ml.checkpoint import Checkpoints
         from jaxrl_ml.data import PromptRenderer
         from jaxrl_ml.programs import Programs
         from jaxrl_ml.sharding import make_mesh
 
-        self.source, self.config, self.step = source, config, step  # step: None where a folder has none
+        self.source, self.config, self.writes = source, config, writes
+        self.step = step  # None where a folder has none
         self.programs = Programs(pretrained.read_model_config(source), config.compute, make_mesh(config.mesh))
         self.tokenizer = pretrained.read_tokenizer(source)
         self._render = PromptRenderer(self.tokenizer, config.prompt_format, config.system_prompt)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrl_ml import data
+from jaxrl_ml import data, processes
 from jaxrl_ml.advantages import group_advantages, mixed_groups, overlong_penalty
 from jaxrl_ml.config import Config, GRPOStage, Stage
 from jaxrl_ml.credit import language_values, tag_mask, thinking_advantages
@@ -23,6 +23,7 @@ from jaxrl_ml.models import lora
 from jaxrl_ml.optimizer import make_optimizer
 from jaxrl_ml.programs import Programs
 from jaxrl_ml.sampler import settings_of
+from jaxrl_ml.sharding import Layout
 from jaxrl_ml.tokenizer import Tokenizer
 from jaxrl_ml.types import Batch, Example, Params, Rollout, Scores, StepReport, StepReward, TrainState, UserError
 
@@ -32,7 +33,7 @@ SAMPLING_PURPOSE = 1  # the second word of the sampling seed; evaluation has its
 class Experience(NamedTuple):
     """Judged rollouts on the host; rows of a group adjacent."""
 
-    examples: list[Example]  # Q
+    ids: list[str]  # Q, those of the examples
     rollout: Rollout  # numpy
     texts: list[str]  # B
     scores: Scores
@@ -51,14 +52,15 @@ class GRPO:
         self.optimizer = make_optimizer(config.optimizer_of(stage), stage.num_steps * stage.updates_per_step)
         action = language_action(stage.language, tokenizer.encode, stage.sampling.max_completion_tokens)
         self.trie, self.tag_width = self.layout.put(action.trie), action.width
+        block, blocks = self.layout.block
         self.batches = data.prompt_batches(
             stage.task,
             data.PromptRenderer(tokenizer, config.prompt_format, config.system_prompt),
             num_prompts=stage.prompts_per_step,
             width=stage.sampling.max_prompt_tokens,
             seed=config.data_seed(stage),
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            block=block,
+            blocks=blocks,
             allowed=action.allowed,
         )
         table = tokenizer.stop_table(stage.sampling.stop, programs.model.config.vocab_size)
@@ -79,7 +81,7 @@ class GRPO:
         samples = self._sample_records(experience, batch, step)
         if host["reward/nonfinite"] or not batch.loss_mask.any():
             return state, StepReport(host, samples=samples, skipped=host["reward/nonfinite"] > 0)
-        batch = self.layout.put_rows(batch)
+        batch = self.layout.put_rows(self.layout.own_rows(batch))
         if stage.updates_per_step > 1:
             batch = batch._replace(old_logprobs=self._score(state.params, batch.rollout, temperature, self.trie))
         if stage.loss.kl != "none":
@@ -92,12 +94,13 @@ class GRPO:
         return state, StepReport(host, metrics, samples)
 
     def _collect(self, weights: Params, step: int) -> tuple[Experience, dict[str, float]]:
-        """The step's experience; with filter=resample, rounds of other prompts until enough groups are mixed."""
+        """The whole step's experience; with filter=resample, rounds of other prompts until enough groups are mixed."""
         stage = self.stage
         attempts = stage.loss.max_attempts if stage.loss.filter == "resample" else 1
         rounds, mixed, judge_s = [], 0, 0.0
         for attempt in range(attempts):
-            found, seconds = self._rollouts(weights, step, attempt)
+            own, seconds = self._rollouts(weights, step, attempt)
+            found = everyones(own, self.layout)
             rounds.append(found)
             judge_s += seconds
             mixed += mixed_groups(found.scores.correct, stage.group_size).sum()
@@ -105,7 +108,7 @@ class GRPO:
                 break
         experience = merge(rounds)
         if isinstance(stage.reward, StepReward):
-            experience = experience._replace(scores=stage.reward.over_step(experience.scores, gather_processes))
+            experience = experience._replace(scores=stage.reward.over_step(experience.scores))
         # Told of all that was sampled, before any of it is selected: the policy's own success, not that of mixed groups.
         host = describe(experience, stage.group_size) | {"time/judge_s": judge_s, "rollout/attempts": float(len(rounds))}
         if self.trie is not None:
@@ -116,10 +119,11 @@ class GRPO:
         return experience, host
 
     def _rollouts(self, weights: Params, step: int, attempt: int) -> tuple[Experience, float]:
-        """One round: the step's prompts, sampled chunk by chunk while the chunk before is judged on the host."""
+        """One round: this process's prompts, sampled chunk by chunk while the chunk before is judged on the host."""
         stage = self.stage
+        _, blocks = self.layout.block
         examples, prompts = next(self.batches)
-        chunk = (stage.sampling.prompts_per_chunk or stage.prompts_per_step) // jax.process_count()
+        chunk = (stage.sampling.prompts_per_chunk or stage.prompts_per_step) // blocks
         seed_words = self.layout.put(np.array([self.config.seed, SAMPLING_PURPOSE, step, attempt], np.uint32))
         seconds = 0.0
 
@@ -141,12 +145,12 @@ class GRPO:
 
         def judge(examples: list[Example], rollout: Rollout) -> Experience:
             nonlocal seconds
-            rollout = jax.device_get(rollout)
+            rollout = processes.local_rows(rollout)
             started = time.perf_counter()
             texts = data.decode_rows(self.tokenizer, rollout.completions, rollout.lengths)
             scores = data.score_rows(stage.reward, texts, examples, stage.group_size)
             seconds += time.perf_counter() - started
-            return Experience(examples, rollout, texts, scores)
+            return Experience([example.id for example in examples], rollout, texts, scores)
 
         return merge(list(data.experience(sample_chunk, len(examples) // chunk, judge))), seconds
 
@@ -156,12 +160,12 @@ class GRPO:
         if step % logging.samples_every_steps:
             return []
         records = []
-        for q in range(min(logging.samples_per_log, len(experience.examples))):
+        for q in range(min(logging.samples_per_log, len(experience.ids))):
             row = q * G + q % G
             prompts = experience.rollout.prompts
             records.append(
                 {
-                    "id": experience.examples[q].id,
+                    "id": experience.ids[q],
                     "prompt": self.tokenizer.decode([prompts.tokens[q][prompts.mask[q]].tolist()])[0],
                     "completion": experience.texts[row],
                     "reward": float(experience.scores.rewards[row]),
@@ -178,14 +182,11 @@ class GRPO:
         self.batches.close()
 
 
-def gather_processes(values: np.ndarray) -> np.ndarray:
-    """An array of equal shape from each process in, all of them out, [processes, …]. Every process must call it."""
-    if jax.process_count() == 1:
-        return values[None]
-    from jax.experimental import multihost_utils
-
-    with jax.transfer_guard("allow"):
-        return np.asarray(multihost_utils.process_allgather(values))
+def everyones(experience: Experience, layout: Layout) -> Experience:
+    """The experience of all processes, in the order of the prompts: what follows is decided alike everywhere."""
+    leaves, structure = jax.tree.flatten(experience.rollout)
+    found = layout.gather_blocks((experience.ids, leaves, experience.texts, vars(experience.scores)))
+    return merge([Experience(ids, structure.unflatten(own), texts, Scores(**scores)) for ids, own, texts, scores in found])
 
 
 def merge(rounds: list[Experience]) -> Experience:
@@ -199,7 +200,7 @@ def merge(rounds: list[Experience]) -> Experience:
     scores = [r.scores for r in rounds]
     timeouts = [np.zeros(len(s.rewards), bool) if s.timeout is None else s.timeout for s in scores]
     return Experience(
-        [example for r in rounds for example in r.examples],
+        [name for r in rounds for name in r.ids],
         jax.tree.map(lambda *leaves: join(list(leaves)), *(r.rollout for r in rounds)),
         [text for r in rounds for text in r.texts],
         Scores(
@@ -225,18 +226,10 @@ def select(experience: Experience, groups: np.ndarray, group_size: int) -> Exper
     rollout, scores = experience.rollout, experience.scores
     picked = jax.tree.map(lambda leaf: leaf[rows], rollout._replace(prompts=None))
     return Experience(
-        [experience.examples[q] for q in groups],
+        [experience.ids[q] for q in groups],
         picked._replace(prompts=jax.tree.map(lambda leaf: leaf[groups], rollout.prompts)),
         [experience.texts[b] for b in rows],
-        Scores(
-            scores.rewards[rows],
-            scores.correct[rows],
-            {name: part[rows] for name, part in scores.parts.items()},
-            None if scores.timeout is None else scores.timeout[rows],
-            {name: detail[rows] for name, detail in scores.details.items()},
-            None if scores.language_rewards is None else scores.language_rewards[rows],
-            None if scores.languages is None else scores.languages[rows],
-        ),
+        Scores(**jax.tree.map(lambda column: column[rows], vars(scores))),
     )
 
 

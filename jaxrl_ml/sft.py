@@ -5,8 +5,6 @@ In: a `TrainState` and the number of the step. Out: the next `TrainState` and a 
 
 from __future__ import annotations
 
-import jax
-
 from jaxrl_ml import data
 from jaxrl_ml.config import Config, SFTStage
 from jaxrl_ml.optimizer import make_optimizer
@@ -34,15 +32,13 @@ class SFT:
             batch_size=stage.batch_size,
             sequence_length=stage.sequence_length,
             seed=config.data_seed(stage),
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
         )
         self._fit = programs.fit(stage, self.optimizer)
 
     def step(self, state: TrainState, step: int) -> tuple[TrainState, StepReport]:
         """One step of the stage; `step` is not needed: supervised fine-tuning draws no noise."""
         packed = next(self.batches)
-        state, metrics = self._fit(state, self.layout.put_rows(packed))
+        state, metrics = self._fit(state, self.layout.put_rows(self.layout.own_rows(packed)))
         tokens = {"sft/tokens": float((packed.segments > 0).sum()), "sft/loss_tokens": float(packed.loss_mask.sum())}
         return state, StepReport(tokens, [metrics])
 

@@ -3,13 +3,15 @@
 In: logical axis names of weights (`Transformer.axes`) and activations. Out: `NamedSharding`s. The mesh has four axes: `data`
 (copies of the model), `fsdp` (shards of the weights, gathered a layer at a time), `context` (in learning, sequences are split,
 and weights as over fsdp; in sampling it adds to tensor), `tensor` (heads, MLP and vocabulary split). Rows of a batch are split
-over data and fsdp together.
+over data and fsdp together, so that each process holds one block of them. Where a tensor or context axis joins processes, these
+hold the same block.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -17,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxrl_ml import processes
 from jaxrl_ml.config import MeshConfig
 from jaxrl_ml.types import UserError, require
 
@@ -49,7 +52,8 @@ SPLIT_SAMPLING = _rules(
 
 def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
     """The mesh (data, fsdp, context, tensor) over all devices. Raises UserError where the product does not fit their number."""
-    devices = jax.devices() if devices is None else devices
+    if devices is None:
+        devices = sorted(jax.devices(), key=lambda device: device.process_index)  # so that a process's rows adjoin
     rest = config.fsdp * config.context * config.tensor
     data = config.data if config.data > 0 else max(1, len(devices) // rest)
     if data * rest != len(devices):
@@ -149,10 +153,60 @@ class Layout:
         """Pins the sharding of an activation inside a jitted function."""
         return jax.lax.with_sharding_constraint(x, self.sharding(names, x.shape))
 
+    @cached_property
+    def blocks(self) -> tuple[int, ...]:
+        """For each process, which of the equal blocks of rows it holds. Raises UserError where there are no such blocks."""
+        owners = np.vectorize(lambda device: device.process_index)(self.mesh.devices).reshape(self.row_shards, -1)
+        held = [np.flatnonzero((owners == process).any(1)) for process in range(jax.process_count())]
+        size = len(held[0])
+        if any(len(rows) != size or rows[0] % size or rows[-1] - rows[0] + 1 != size for rows in held):
+            raise UserError(
+                f"mesh.tensor={self.mesh.shape['tensor']} does not fit {jax.local_device_count()} devices a process: "
+                "make one a multiple of the other, so that each process has whole rows"
+            )
+        return tuple(int(rows[0]) // size for rows in held)
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """The number of this process's block of rows, and how many there are."""
+        return self.blocks[jax.process_index()], max(self.blocks) + 1
+
     def put_rows(self, tree: Any) -> Any:
-        """Places host arrays whose first axis is rows, this process giving its own part of them."""
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self.rows(np.ndim(x)), np.asarray(x)), tree)
+        """Places host arrays whose first axis is rows, this process giving its own block of them."""
+        _, count = self.block
+
+        def place(x: np.ndarray) -> jax.Array:
+            whole = (x.shape[0] * count, *x.shape[1:])
+            return jax.make_array_from_process_local_data(self.rows(x.ndim), x, whole)
+
+        with jax.transfer_guard("allow"):  # the loop forbids what it was not told of
+            return jax.tree.map(lambda x: place(np.asarray(x)), tree)
+
+    def own_rows(self, tree: Any) -> Any:
+        """This process's block of host arrays of all rows."""
+        number, count = self.block
+
+        def cut(x: np.ndarray) -> np.ndarray:
+            size = len(x) // count
+            return x[number * size : (number + 1) * size]
+
+        return jax.tree.map(cut, tree)
+
+    def gather_blocks(self, value: Any) -> list[Any]:
+        """What the process of each block gives (`processes.gather`), in the order of the rows; of several, the first."""
+        found = processes.gather(value)
+        return [found[self.blocks.index(number)] for number in range(max(self.blocks) + 1)]
 
     def put(self, tree: Any) -> Any:
-        """Places host values on every device."""
-        return jax.device_put(tree, self.replicated)
+        """Places host values, the same in every process, on every device."""
+        if jax.process_count() == 1:
+            return jax.device_put(tree, self.replicated)
+
+        def place(x: Any) -> jax.Array:  # device_put would have the processes compare it
+            if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+                return jax.random.wrap_key_data(place(jax.random.key_data(x)))
+            x = np.asarray(x)
+            return jax.make_array_from_callback(x.shape, self.replicated, lambda index: x[index])
+
+        with jax.transfer_guard("allow"):
+            return jax.tree.map(place, tree)

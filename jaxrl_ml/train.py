@@ -4,14 +4,16 @@ In: a config. Out: a run folder (checkpoints, metrics.jsonl, samples.jsonl, tens
 evaluation asks for it). A run that is stopped by SIGTERM or SIGINT saves at the next step boundary; after a SIGKILL it goes on
 from its last checkpoint. Either way the same command resumes it, and its metrics (times aside) are those of a run that was
 never stopped.
+
+Exit status: 0 finished, 75 stopped by SIGTERM and saved (EX_TEMPFAIL: a launcher should start it again), 130 stopped by SIGINT
+and saved, 2 an error of one line. One run may be spread over several processes (`processes.py`): a signal to any of them stops
+all at the same step.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
-import shutil
 import signal
 import sys
 import time
@@ -20,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from jaxrl_ml.cli import first_difference, load, resolved, run_command, write_resolved
+from jaxrl_ml.cli import check_folder, load, resolved, run_command, write_folder
 from jaxrl_ml.config import Config, GRPOStage, Stage
 from jaxrl_ml.records import cut_back, write_records
 from jaxrl_ml.types import Params, StepReport, TrainState, UserError, require
@@ -34,22 +36,28 @@ if TYPE_CHECKING:
     from jaxrl_ml.sft import SFT
     from jaxrl_ml.tokenizer import Tokenizer
 
-# Where a resumed run may differ from the run it resumes.
-_FREE_TO_CHANGE = ("run_dir", "mesh", "logging", "checkpoint", "max_nonfinite_steps")
+_EXIT_STATUS = {signal.SIGTERM: 75, signal.SIGINT: 130}  # of a run that was stopped
 
 
 class StopSignal:
     """Remembers SIGTERM and SIGINT until the next step boundary; a second SIGINT interrupts at once."""
 
     def __enter__(self) -> StopSignal:
-        self.requested = False
+        from jaxrl_ml.processes import Vote
+
+        self.requested = 0  # the number of the signal
+        self._vote = Vote()
         self._previous = {s: signal.signal(s, self._request) for s in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.requested = True
+        self.requested = number
+
+    def agreed(self) -> int:
+        """The signal that some process got, which stops all: called by each at every step boundary."""
+        return self._vote(self.requested)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
@@ -117,12 +125,12 @@ class Run:
             e.name: Evaluator(e, programs, tokenizer, render, config.seed) for e in config.evaluations
         }
 
-    def loop(self, stop: StopSignal) -> int:
-        """Runs what is left of the stages; returns the step reached, short of `config.num_steps` where it was stopped."""
+    def loop(self, stop: StopSignal) -> tuple[int, int]:
+        """Runs what is left of the stages; returns the step reached and the signal that stopped it there, 0 for none."""
         import jax
 
         state, progress = self._start()
-        step, results = progress["step"], {}
+        step, results, stopped = progress["step"], {}, 0
         reporter = Reporter(self.log, self.config.max_nonfinite_steps, progress["nonfinite_steps"])
         if step == 0:
             results = self._evaluate(state, 0, self.config.stages[0].name)
@@ -135,13 +143,13 @@ class Run:
             while step < end:
                 with jax.transfer_guard("disallow"):
                     state, report = runner.step(state, step)
-                step += 1
+                step, stopped = step + 1, stop.agreed()
                 reporter.push(step, stage.name, report)
                 if step == end or step % self.config.eval_every_steps == 0:
                     reporter.flush()
                     results = self._evaluate(state, step, stage.name)
                     reporter.skip_time()
-                if stop.requested or step == end or step % self.config.checkpoint.every_steps == 0:
+                if stopped or step == end or step % self.config.checkpoint.every_steps == 0:
                     reporter.flush()
                     progress = {
                         "step": step,
@@ -153,12 +161,12 @@ class Run:
                     self.checkpoints.save(step, state, progress, results)
                     reporter.skip_time()
                 results = {}
-                if stop.requested:
+                if stopped:
                     break
             runner.close()
-            if stop.requested:
+            if stopped:
                 break
-        return step
+        return step, stopped
 
     def _start(self) -> tuple[TrainState, dict[str, Any]]:
         """The state to go on from: the last checkpoint's, or new or imported weights."""
@@ -268,33 +276,6 @@ class Run:
         return metrics
 
 
-def prepare_folder(config: Config, source: Path, overrides: Sequence[str]) -> None:
-    """Makes the run folder, or checks that the run in it is this one. Raises UserError where it is another."""
-    run_dir = Path(config.run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    existing = run_dir / "config.json"
-    if existing.is_file() and (run_dir / "checkpoints").is_dir() and any((run_dir / "checkpoints").iterdir()):
-        try:
-            old = json.loads(existing.read_text())
-        except ValueError as error:
-            raise UserError(f"{existing} cannot be read ({error}); restore it, or use another --run-dir") from error
-        new = json.loads(json.dumps(resolved(config)))
-        for name in _FREE_TO_CHANGE:
-            old.pop(name, None), new.pop(name, None)
-        found = first_difference(old, new)
-        if found:
-            name, was, now = found
-            raise UserError(f"{run_dir} holds a run with {name}={was!r}, not {now!r}; use that value, or another --run-dir")
-    elif (run_dir / "model.json").is_file() and not existing.is_file():
-        raise UserError(f"{run_dir} holds imported weights, not a run; start from them with init_from and another --run-dir")
-    write_resolved(config, run_dir)
-    if source.resolve() != (run_dir / "config.py").resolve():
-        shutil.copyfile(source, run_dir / "config.py.tmp")
-        (run_dir / "config.py.tmp").replace(run_dir / "config.py")
-    (run_dir / "overrides.json.tmp").write_text(json.dumps(list(overrides)) + "\n")
-    (run_dir / "overrides.json.tmp").replace(run_dir / "overrides.json")
-
-
 def build(config: Config) -> tuple[Programs, Tokenizer]:
     """The programs and the tokenizer of a config; sizes that do not fit together are refused."""
     from jaxrl_ml.pretrained import read_model_config, read_tokenizer
@@ -332,11 +313,18 @@ def build(config: Config) -> tuple[Programs, Tokenizer]:
 
 
 def train(config: Config, source: Path, overrides: Sequence[str] = ()) -> int:
-    """Runs or resumes a config; returns the step reached."""
+    """Runs or resumes a config; returns the exit status."""
     require(
         bool(config.stages), f"{source} has no stages to train; it is for python -m jaxrl_ml.evaluate SOURCE --config {source}"
     )
-    prepare_folder(config, source, overrides)
+    check_folder(config)
+    from jaxrl_ml import processes
+
+    with processes.together(config.distributed) as main_process:
+        return _train(config, source, overrides, main_process)
+
+
+def _train(config: Config, source: Path, overrides: Sequence[str], main_process: bool) -> int:
     import jax
 
     from jaxrl_ml.checkpoint import Checkpoints
@@ -345,29 +333,37 @@ def train(config: Config, source: Path, overrides: Sequence[str] = ()) -> int:
     from jaxrl_ml.report import write_report
 
     run_dir = Path(config.run_dir)
+    if main_process:
+        write_folder(config, source, overrides)
     jax.config.update("jax_numpy_rank_promotion", "raise")
     if jax.config.jax_compilation_cache_dir is None:  # a resumed or repeated run starts in seconds
         jax.config.update("jax_compilation_cache_dir", str(run_dir.absolute().parent / ".compilation_cache"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     programs, tokenizer = build(config)
-    write_model_config(run_dir, programs.model.config)
-    tokenizer.save(run_dir / "tokenizer")
-    main_process = jax.process_index() == 0
+    if main_process:
+        write_model_config(run_dir, programs.model.config)
+        tokenizer.save(run_dir / "tokenizer")
     with Checkpoints(run_dir, config.checkpoint) as checkpoints, StopSignal() as stop:
         start = max(checkpoints.steps(), default=-1)
         if start >= config.num_steps:
-            print(f"{run_dir} is finished at step {start}; start another run with --run-dir, or see {run_dir}/report.html")
-            return start
+            if main_process:
+                print(f"{run_dir} is finished at step {start}; start another run with --run-dir, or see {run_dir}/report.html")
+            return 0
         if main_process:
             cut_back(run_dir, start)
         log = MetricsLog(
             run_dir, config.logging, config.num_steps, start, resolved_config=resolved(config), enabled=main_process
         )
         with log:
-            step = Run(config, programs, tokenizer, checkpoints, log).loop(stop)
+            step, stopped = Run(config, programs, tokenizer, checkpoints, log).loop(stop)
     if main_process:
         print(f"report: {write_report(run_dir)}")
-    return step
+    if not stopped or step == config.num_steps:
+        return 0
+    if main_process:
+        command = shlex.join(["python", "-m", "jaxrl_ml.train", str(source), *overrides])
+        print(f"stopped at step {step} of {config.num_steps}, saved; resume with: {command}")
+    return _EXIT_STATUS[stopped]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -378,11 +374,7 @@ def main(argv: list[str] | None = None) -> int:
         print(__doc__)
         return 0
     config = load(argv[0], argv[1:], prog=f"python -m jaxrl_ml.train {argv[0]}")
-    step = train(config, Path(argv[0]), argv[1:])
-    if step < config.num_steps:
-        command = shlex.join(["python", "-m", "jaxrl_ml.train", *argv])
-        print(f"stopped at step {step} of {config.num_steps}, saved; resume with: {command}")
-    return 0
+    return train(config, Path(argv[0]), argv[1:])
 
 
 if __name__ == "__main__":

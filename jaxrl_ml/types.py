@@ -157,11 +157,8 @@ class StepReward(Protocol):
 
     def __call__(self, texts: Sequence[str], examples: Sequence[Example]) -> Scores: ...
 
-    def over_step(self, scores: Scores, gather: Callable[[np.ndarray], np.ndarray]) -> Scores:
-        """The scores with these terms taken anew, from this process's rows of a step; all processes call it at once.
-
-        gather: an array of equal shape from each process in, [processes, …] out.
-        """
+    def over_step(self, scores: Scores) -> Scores:
+        """The scores of all rows of a step with these terms taken anew."""
         ...
 
 

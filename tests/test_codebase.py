@@ -34,7 +34,7 @@ COMMANDS = (
 LAYERS = (
     ("types", "config", "cli"),
     ("models", "tokenizer", "languages", "tasks"),
-    ("advantages", "credit", "losses", "optimizer", "sharding", "metrics", "records"),
+    ("advantages", "credit", "losses", "optimizer", "processes", "sharding", "metrics", "records"),
     ("analysis",),
     ("rewards", "data", "sampler", "compaction", "checkpoint", "pretrained"),
     ("update",),

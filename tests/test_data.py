@@ -146,7 +146,7 @@ def test_shuffle_depends_on_the_seed_in_every_epoch():
 def test_steps_do_not_depend_on_the_number_of_processes(count):
     task = [example(i, "a") for i in range(20)]
     whole = prompt_stream(task)
-    shares = [prompt_stream(task, process_index=p, process_count=count) for p in range(count)]
+    shares = [prompt_stream(task, block=p, blocks=count) for p in range(count)]
     for _ in range(8):
         examples, prompts = next(whole)
         parts = [next(share) for share in shares]
@@ -155,20 +155,20 @@ def test_steps_do_not_depend_on_the_number_of_processes(count):
     for stream in (whole, *shares):
         stream.close()
     with pytest.raises(UserError, match="prompts_per_step=6 must be a multiple of the 4 processes"):
-        prompt_stream(task, process_count=4)
+        prompt_stream(task, blocks=4)
 
 
-@pytest.mark.parametrize("make", [prompt_stream, packed_stream])
-@pytest.mark.parametrize("process", [(0, 1), (1, 2)])
-def test_a_restored_stream_goes_on_exactly(make, process):
-    index, count = process
-    stream = make(Lazy(700), process_index=index, process_count=count)
+@pytest.mark.parametrize(
+    ("make", "block"), [(prompt_stream, {}), (prompt_stream, {"block": 1, "blocks": 2}), (packed_stream, {})]
+)
+def test_a_restored_stream_goes_on_exactly(make, block):
+    stream = make(Lazy(700), **block)
     states, batches = [], []
     for batch in itertools.islice(stream, 40):
         batches.append(leaves(batch))
         states.append(json.dumps(stream.get_state()))
     stream.close()
-    other = make(Lazy(700), process_index=index, process_count=count)
+    other = make(Lazy(700), **block)
     for at in (0, 1, 7, 20, 33):
         if at % 2:
             next(other)  # a stream that already runs ahead can be set back, too
@@ -241,18 +241,6 @@ def test_packed_rows_hold_each_example_whole_with_the_loss_on_its_completion():
     stream.close()
     assert seen.total() == position > 2 * 300  # the state is what was consumed: nothing lost, nothing twice
     assert len(seen) == 300 and set(seen.values()) <= {position // 300, position // 300 + 1}
-
-
-def test_two_processes_pack_every_example_once_an_epoch():
-    task = [example(f"{i:04}", "p", "ccc") for i in range(512)]  # 9 tokens each: 4 in 32 columns, 32 in a batch of 8 rows
-    seen = Counter()
-    for p in range(2):
-        stream = packed_stream(task, batch_size=16, sequence_length=32, process_index=p, process_count=2)
-        for batch in itertools.islice(stream, 8):
-            assert (batch.segments > 0).all()
-            seen.update(ids for ids, _ in unpack(batch))
-        stream.close()
-    assert len(seen) == 512 and set(seen.values()) == {1}
 
 
 def test_first_fit_places_a_prefix_without_overlap_and_wastes_little():

@@ -10,7 +10,7 @@ import pytest
 from jaxrl_ml.advantages import group_advantages
 from jaxrl_ml.config import GRPOStage, LossConfig, SamplingConfig
 from jaxrl_ml.grpo import Experience, assemble, describe, describe_languages, merge, select
-from jaxrl_ml.types import Example, Prompts, Rollout, Scores, Tags
+from jaxrl_ml.types import Prompts, Rollout, Scores, Tags
 
 Q, G, P, C = 4, 2, 5, 16
 
@@ -32,7 +32,7 @@ def experience(seed: int = 0, correct: list[int] | None = None) -> Experience:
     shaped = verdicts + 0.1 * np.arange(Q * G) % 0.3  # a bonus that also varies where nothing is right
     scores = Scores(shaped.astype(np.float32), verdicts, {"length": lengths.astype(np.float32)})
     scores = replace(scores, details={"check/row": np.arange(Q * G, dtype=np.float32)})
-    return Experience([Example(str(q), "t") for q in range(Q)], rollout, [f"text {b}" for b in range(Q * G)], scores)
+    return Experience([str(q) for q in range(Q)], rollout, [f"text {b}" for b in range(Q * G)], scores)
 
 
 def test_advantages_lie_on_sampled_tokens_and_sum_to_zero_in_groups() -> None:
@@ -71,7 +71,7 @@ def test_width_is_the_bucket_of_the_longest_row() -> None:
 def test_select_takes_whole_groups() -> None:
     found = experience()
     picked = select(found, np.array([1, 3]), G)
-    assert [e.id for e in picked.examples] == ["1", "3"]
+    assert picked.ids == ["1", "3"]
     assert picked.texts == ["text 2", "text 3", "text 6", "text 7"]
     np.testing.assert_array_equal(picked.rollout.completions, found.rollout.completions[[2, 3, 6, 7]])
     np.testing.assert_array_equal(picked.rollout.prompts.tokens, found.rollout.prompts.tokens[[1, 3]])
@@ -82,7 +82,7 @@ def test_select_takes_whole_groups() -> None:
 def test_merge_joins_rounds_in_order() -> None:
     first, second = experience(0), experience(1)
     both = merge([first, second])
-    assert len(both.examples) == 2 * Q and both.rollout.completions.shape == (2 * Q * G, C)
+    assert len(both.ids) == 2 * Q and both.rollout.completions.shape == (2 * Q * G, C)
     again = select(both, np.arange(Q, 2 * Q), G)
     np.testing.assert_array_equal(again.rollout.completions, second.rollout.completions)
     np.testing.assert_array_equal(again.scores.rewards, second.scores.rewards)

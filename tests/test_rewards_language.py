@@ -194,22 +194,15 @@ def columns(scores: Scores) -> dict[str, np.ndarray]:
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
-@given(st.lists(st.sampled_from(POOL), min_size=1, max_size=16), st.integers(0, 16), st.booleans())
-def test_the_statistics_of_a_step_do_not_depend_on_its_chunks_or_processes(texts, cut, processes):
+@given(st.lists(st.sampled_from(POOL), min_size=1, max_size=16), st.integers(0, 16))
+def test_the_statistics_of_a_step_do_not_depend_on_its_chunks(texts, cut):
     reward = explang(Weights(diversity=0.3, group_pass=0.7))
     whole = reward(texts, [P] * len(texts))
     parts = [reward(some, [P] * len(some)) for some in (texts[:cut], texts[cut:])]
-    if processes:
-        arrays = [list(language_counts(s.languages, np.zeros(len(s.languages), int), s.correct, 3)) for s in parts]
-        found = []
-        for own in parts:
-            both = iter(zip(*arrays, strict=True))  # counts of both processes, then whether they passed
-            found.append(reward.over_step(own, lambda values, both=both: np.stack(next(both))))
-    else:
-        merged = merge([Experience([P], rollout_of(len(s.rewards)), [""] * len(s.rewards), s) for s in parts]).scores
-        found = [reward.over_step(merged, lambda values: values[None])]
+    merged = merge([Experience([""], rollout_of(len(s.rewards)), [""] * len(s.rewards), s) for s in parts]).scores
+    found = columns(reward.over_step(merged))
     for name, values in columns(whole).items():
-        np.testing.assert_array_equal(np.concatenate([columns(s)[name] for s in found]), values, err_msg=name)
+        np.testing.assert_array_equal(found[name], values, err_msg=name)
 
 
 def test_the_loop_knows_rewards_with_statistics_from_others():
@@ -220,7 +213,7 @@ def test_the_loop_knows_rewards_with_statistics_from_others():
 def test_statistics_of_a_problem_are_left_as_they_are():
     reward = explang(Weights(diversity=0.3, group_pass=0.7), scope="prompt")
     scores = reward(POOL, [P] * len(POOL))
-    assert reward.over_step(scores, lambda values: pytest.fail("nothing to gather")) is scores
+    assert reward.over_step(scores) is scores
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)

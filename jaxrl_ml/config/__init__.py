@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise, takewhile
 from typing import Any
 
-from jaxrl_ml.config.model import ComputeConfig, MeshConfig, ModelConfig, RopeScaling
+from jaxrl_ml.config.model import ComputeConfig, DistributedConfig, MeshConfig, ModelConfig, RopeScaling
 from jaxrl_ml.config.stages import (
     GRPOStage,
     LanguageConfig,
@@ -27,6 +27,7 @@ __all__ = [
     "CheckpointConfig",
     "ComputeConfig",
     "Config",
+    "DistributedConfig",
     "Evaluation",
     "GRPOStage",
     "LanguageConfig",
@@ -133,6 +134,7 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
     compute: ComputeConfig = ComputeConfig()
     mesh: MeshConfig = MeshConfig()
+    distributed: DistributedConfig = DistributedConfig()
     evaluations: tuple[Evaluation, ...] = ()
     eval_every_steps: int = 100
     """Steps of the run between evaluations; also before the first and after the last step of every stage."""

@@ -74,6 +74,36 @@ class ComputeConfig:
 
 
 @dataclass(frozen=True)
+class DistributedConfig:
+    """The processes that a run is spread over; `processes.py` finds those of a SLURM step or a TPU slice by itself."""
+
+    coordinator: str | None = None
+    """HOST:PORT of process 0, as all processes reach it; goes with the next two."""
+    num_processes: int | None = None
+    process_id: int | None = None
+    detect: bool = False
+    """Have jax look for the other processes where nothing here or in the environment tells of them: on Cloud TPU VMs."""
+    timeout_s: int = 100
+    """A process that is not heard of for so long is lost, and the others stop."""
+
+    def __post_init__(self) -> None:
+        given = [getattr(self, name) is not None for name in ("coordinator", "num_processes", "process_id")]
+        require(
+            all(given) or not any(given),
+            f"distributed.coordinator={self.coordinator}, num_processes={self.num_processes}, process_id={self.process_id}: "
+            "give all three, or none",
+        )
+        if self.coordinator is not None:
+            host, _, port = self.coordinator.rpartition(":")
+            require(bool(host) and port.isdecimal(), f"distributed.coordinator={self.coordinator} must be HOST:PORT")
+            require(
+                0 <= self.process_id < self.num_processes,
+                f"distributed.process_id={self.process_id} must be 0 to num_processes - 1 = {self.num_processes - 1}",
+            )
+        require(self.timeout_s >= 1, f"distributed.timeout_s={self.timeout_s} must be at least 1")
+
+
+@dataclass(frozen=True)
 class MeshConfig:
     """Devices along each mesh axis; data = -1 takes what the other axes leave."""
 

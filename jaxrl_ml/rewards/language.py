@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -142,13 +142,12 @@ class ExpLangReward:
             languages=chosen,
         )
 
-    def over_step(self, scores: Scores, gather: Callable[[np.ndarray], np.ndarray]) -> Scores:
+    def over_step(self, scores: Scores) -> Scores:
         """The scores with diversity and group pass taken from all rows of the step (`types.StepReward`)."""
         if self.scope == "prompt":
             return scores
         chosen, group = scores.languages, np.zeros(len(scores.rewards), np.int64)
         count, passed = language_counts(chosen, group, scores.correct, len(self.language.languages))
-        count, passed = gather(count).sum(0), gather(passed).any(0)
         compliant = scores.details["language/compliant"] > 0
         parts = {**scores.parts, **self._batch_parts(chosen, group, compliant, count, passed)}
         return dataclasses.replace(scores, **_totals(parts))
