@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     Array = Any  # numpy or jax
 
+Asked = TypeVar("Asked")  # what a chunk is of: its examples
 Judged = TypeVar("Judged")
 Allowed = Callable[[Sequence[Example]], np.ndarray]  # examples → bool [Q, languages]
 
@@ -282,9 +283,9 @@ def _pack(taken: list[_Demonstration], places: np.ndarray, rows: int, width: int
 
 
 def experience(
-    sample_chunk: Callable[[int], tuple[list[Example], Rollout]],
+    sample_chunk: Callable[[int], tuple[Asked, Rollout]],
     num_chunks: int,
-    judge: Callable[[list[Example], Rollout], Judged],
+    judge: Callable[[Asked, Rollout], Judged],
 ) -> Iterator[Judged]:
     """What `judge` makes of chunks 0, 1, …, in order; chunk i+1 is being sampled while chunk i is judged.
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 import tyro
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from jaxrl_ml.programs import Programs
     from jaxrl_ml.tokenizer import Tokenizer
 
-T = TypeVar("T")
 
 EVALUATION_PURPOSE = 2  # the second word of the sampling seed; training has its own
 
@@ -111,10 +110,15 @@ class Evaluator:
 
         Every process scores its own, and is told of all.
         """
+        from jaxrl_ml import data
+
         words = np.array([self.seed, EVALUATION_PURPOSE, step, 0], np.uint32)
         seed_words = self._programs.layout.put(words)
-        sampled = ((batch, self._sample(weights, batch.prompts, seed_words)) for batch in self._batches)
-        own = [self._judge(batch, rollout) for batch, rollout in _one_ahead(sampled)]
+
+        def sample(number: int) -> tuple[_Batch, Rollout]:
+            return self._batches[number], self._sample(weights, self._batches[number].prompts, seed_words)
+
+        own = list(data.experience(sample, len(self._batches), self._judge))
         blocks = self._programs.layout.gather_blocks(own)
         records = [record for batch in zip(*blocks, strict=True) for block in batch for record in block]
         return EvaluationResult(summarise(records, self.evaluation.samples_per_prompt, self.seed), records)
@@ -179,16 +183,6 @@ def _batch_size(evaluation: Evaluation, row_shards: int) -> int:
         )
     num_batches = math.ceil(evaluation.num_prompts / limit)
     return math.ceil(evaluation.num_prompts / num_batches / row_shards) * row_shards
-
-
-def _one_ahead(items: Iterable[T]) -> Iterator[T]:
-    """The items, each given out once the next has been made: the device samples a batch while the host scores the last."""
-    items = iter(items)
-    for current in items:
-        for following in items:
-            yield current
-            current = following
-        yield current
 
 
 def summarise(records: Sequence[Mapping[str, Any]], samples_per_prompt: int, seed: int = 0) -> dict[str, float]:

@@ -39,6 +39,29 @@ class Experience(NamedTuple):
     scores: Scores
 
 
+class Idle:
+    """How long in a step the device has nothing to do: from when all that was asked of it has come back until the next."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._total = 0.0
+
+    def began(self, now: float) -> None:
+        self._since = now
+
+    def paused(self) -> None:
+        """The device is given something."""
+        if self._since is not None:
+            self._total += time.perf_counter() - self._since
+            self._since = None
+
+    def ended(self) -> float:
+        """The same, at the end of a step; returns the step's seconds."""
+        self.paused()
+        total, self._total = self._total, 0.0
+        return total
+
+
 class GRPO:
     """One GRPO stage of a run. reference: the KL's; None: the frozen weights below the adapter, or no KL."""
 
@@ -69,6 +92,7 @@ class GRPO:
         self.minibatches = [self.layout.put(np.int32(i)) for i in range(stage.num_minibatches)] * stage.num_epochs
         self._update = programs.update(stage, self.optimizer)
         self._score = programs.score(stage)
+        self._idle = Idle()
 
     def step(self, state: TrainState, step: int) -> tuple[TrainState, StepReport]:
         """One step of the stage; `step` counts over the whole run and seeds the step's noise."""
@@ -82,6 +106,7 @@ class GRPO:
         if host["reward/nonfinite"] or not batch.loss_mask.any():
             return state, StepReport(host, samples=samples, skipped=host["reward/nonfinite"] > 0)
         batch = self.layout.put_rows(self.layout.own_rows(batch))
+        host["time/host_exposed_s"] = self._idle.ended()
         if stage.updates_per_step > 1:
             batch = batch._replace(old_logprobs=self._score(state.params, batch.rollout, temperature, self.trie))
         if stage.loss.kl != "none":
@@ -123,12 +148,14 @@ class GRPO:
         stage = self.stage
         _, blocks = self.layout.block
         examples, prompts = next(self.batches)
+        waiting = len(examples) * stage.group_size
         chunk = (stage.sampling.prompts_per_chunk or stage.prompts_per_step) // blocks
         seed_words = self.layout.put(np.array([self.config.seed, SAMPLING_PURPOSE, step, attempt], np.uint32))
         seconds = 0.0
 
         def sample_chunk(i: int) -> tuple[list[Example], Rollout]:
             part = slice(i * chunk, (i + 1) * chunk)
+            self._idle.paused()
             rollout = self.programs.sample(
                 weights,
                 self.layout.put_rows(jax.tree.map(lambda leaf: leaf[part], prompts)),
@@ -144,9 +171,12 @@ class GRPO:
             return examples[part], rollout
 
         def judge(examples: list[Example], rollout: Rollout) -> Experience:
-            nonlocal seconds
+            nonlocal seconds, waiting
             rollout = processes.local_rows(rollout)
             started = time.perf_counter()
+            waiting -= len(rollout.lengths)
+            if not waiting:
+                self._idle.began(started)
             texts = data.decode_rows(self.tokenizer, rollout.completions, rollout.lengths)
             scores = data.score_rows(stage.reward, texts, examples, stage.group_size)
             seconds += time.perf_counter() - started

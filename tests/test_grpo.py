@@ -9,7 +9,7 @@ import pytest
 
 from jaxrl_ml.advantages import group_advantages
 from jaxrl_ml.config import GRPOStage, LossConfig, SamplingConfig
-from jaxrl_ml.grpo import Experience, assemble, describe, describe_languages, merge, select
+from jaxrl_ml.grpo import Experience, Idle, assemble, describe, describe_languages, merge, select
 from jaxrl_ml.types import Prompts, Rollout, Scores, Tags
 
 Q, G, P, C = 4, 2, 5, 16
@@ -116,3 +116,17 @@ def test_languages_are_told_apart() -> None:
     assert metrics["language/length_tokens/zh"] == pytest.approx(found.rollout.lengths[[2, 3, 6]].mean())
     assert metrics["language/compliant/en"] == pytest.approx(2 / 4)
     assert not any(name.endswith("/de") for name in metrics if "share" not in name), "what nobody chose has no mean"
+
+
+def test_the_device_is_idle_from_the_last_arrival_until_it_is_given_something(monkeypatch):
+    clock = iter([12.0, 31.0, 45.0])
+    monkeypatch.setattr("jaxrl_ml.grpo.time.perf_counter", lambda: next(clock))
+    idle = Idle()
+    idle.paused()  # busy: the clock is not asked
+    idle.began(10.0)  # another round of sampling follows
+    idle.paused()
+    idle.paused()
+    idle.began(30.0)
+    assert idle.ended() == 2.0 + 1.0
+    idle.began(40.0)
+    assert idle.ended() == 5.0
