@@ -19,8 +19,6 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from itertools import groupby
-from pathlib import Path
-from typing import Literal
 
 import tyro
 from rich.console import Console
@@ -29,38 +27,15 @@ from jaxrl_ml.cli import load, run_command
 from jaxrl_ml.config import Config, MeshConfig, ModelConfig, Stage
 from jaxrl_ml.planning.curve import curve, curve_table
 from jaxrl_ml.planning.models import shape_of
+from jaxrl_ml.planning.options import Options
 from jaxrl_ml.planning.roofline import estimates
-from jaxrl_ml.planning.search import choices, flags, remedies
-from jaxrl_ml.planning.tables import account, gib, plan_table, sweep_table
+from jaxrl_ml.planning.search import choices, flags, hint, remedies
+from jaxrl_ml.planning.tables import account, gib, heading, plan_table, sweep_table
 from jaxrl_ml.planning.topology import CHIPS, Chip, Topology, missing, parse, prepare_environment
 from jaxrl_ml.planning.work import Estimate
 from jaxrl_ml.types import UserError, require
 
 _SHOWN = 10  # choices of a sweep
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What to plan for."""
-
-    topology: str = "v5e:8x8"
-    """Chips: v5e:8x8, v5p:2x2x2, v6e:4x4, h100:8, cpu:8."""
-    model: str | None = None
-    """Where init_from is neither a folder nor a published name: a folder with the model's config.json."""
-    stage: tuple[str, ...] = ()
-    """Only these stages."""
-    program: tuple[str, ...] = ()
-    """Only these programs: gather, prefill, decode, score, update, fit."""
-    analytic: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Work it out without compiling."""
-    sweep: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Rank meshes and numbers of microbatches, and compile the best two."""
-    price: float | None = None
-    """US dollars a chip-hour; by default a list price as remembered from 2025."""
-    curve: Literal["v5e", "v5p", "v6e", "h100"] | None = None
-    """Instead of a config: models of three sizes on 1 to 4,096 of these chips."""
-    cache: Path = Path("runs/.plans")
-    """Where compiled plans are kept."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -149,11 +124,15 @@ class _Planner:
         """Prints the plan on a mesh; returns how many programs do not fit."""
         mesh = _filled(mesh, self.topology)
         found = self._estimates(mesh, stage)
-        self.console.print(plan_table(found, stage, mesh, self.topology))
+        self.console.print(heading(found, stage, mesh, self.topology), style="bold")
+        self.console.print(plan_table(found, self.topology))
         over = [e for e in found if e.refused or e.memory.total > self.topology.chip.memory]
         for e in over:
             self._explain(e, mesh, stage)
         self.console.print(account(found, self.topology))
+        advice = hint(self.model, self.compute, stage, mesh, self.topology)
+        if advice:
+            self.console.print(f"hint: {advice}")
         if self.compiles:
             from jaxrl_ml.planning.compiled import versions
 
@@ -188,7 +167,7 @@ class _Planner:
         by_name = {p.name: p for p in planned(programs, self.config, stage)}
         found = []
         for e in worked_out:
-            self.console.print(f"compiling {e.name} …", style="dim")
+            self.console.print(f"planning {e.name} …", style="dim")
             found.append(compile_program(by_name[e.name], e, self.topology, self.options.cache))
         return found
 

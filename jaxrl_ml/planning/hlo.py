@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from jaxrl_ml.planning.work import Work
 
-_BYTES = {"pred": 1, "token": 0, "opaque": 0, "s4": 0.5, "u4": 0.5, "bf16": 2}
+_BITS = {"pred": 8, "token": 0, "opaque": 0}  # of the others, the name tells
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
@@ -48,8 +48,10 @@ class Array(NamedTuple):
     @property
     def bytes(self) -> float:
         """Bytes of main memory; 0 where it lies elsewhere."""
-        width = _BYTES.get(self.dtype) or (0 if self.dtype in _BYTES else int(re.sub(r"\D", "", self.dtype)[:2] or 8) / 8)
-        return 0 if self.elsewhere else self.size * width
+        if self.elsewhere:
+            return 0.0
+        bits = _BITS[self.dtype] if self.dtype in _BITS else int(re.search(r"\d+", self.dtype).group())
+        return self.size * bits / 8
 
 
 @dataclass
@@ -207,7 +209,7 @@ class Module:
             return 2 * operands[1]
         # What is started has its operand in its result as well.
         result = i.arrays[0].bytes if i.opcode == "copy-start" else sum(a.bytes for a in i.arrays)
-        return sum(operands) + max(0.0, result - sum(operands) if kind_is_started(i) else result)
+        return sum(operands) + max(0.0, result - sum(operands) if _is_started(i) else result)
 
     def _read(self, called: dict[str, Instruction], value: Instruction) -> float:
         """Bytes that a fusion reads of a parameter, or of what is a parameter under another shape."""
@@ -243,7 +245,7 @@ class Module:
         return sum(a.bytes for a in root.arrays)
 
 
-def kind_is_started(i: Instruction) -> bool:
+def _is_started(i: Instruction) -> bool:
     """Whether a collective's result holds its operand too, as those of asynchronous ones do."""
     return i.opcode.endswith("-start") and i.opcode != "copy-start"
 

@@ -154,11 +154,11 @@ class _Model:
         made = self._cache(q, P) + self._cache(q * G, C) + 8 * q * G * C
         hidden = q * P * self.wide * (2 * c.mlp_dim / self.tensor + 6 * c.embed_dim)
         work = self._forward(q * P, scores, self._weights() + made)
-        # Of the last layer only the cache is used: the rest of it is not computed.
-        share = (c.num_layers - 1) / c.num_layers
-        work.flops += share * (self._layer_flops(q * P) + 4 * scores * c.head_dim * c.num_layers)
+        # Of the last layer only keys and values are used: the rest of it is not computed, nor is the head.
+        unused = 2 * c.embed_dim * c.head_dim * c.num_heads / self.tensor + 3 * c.embed_dim * c.mlp_dim / self.tensor
+        work.flops += self._layer_flops(q * P) - 2 * q * P * unused + 4 * scores * c.head_dim * (c.num_layers - 1)
         temporaries = 4 * scores * _SCORES_HELD["forward"] + hidden
-        arguments = self._weights() - (0 if c.tie_embeddings else self.wide * self._head())
+        arguments = self._weights() - self.wide * (unused + (0 if c.tie_embeddings else self._head()))
         return Estimate("prefill", work, Memory(arguments, made, temporaries, arguments + made + temporaries, held), runs)
 
     def decode(self, chunk: int, G: int, P: int, C: int, runs: int, held: float) -> Estimate:

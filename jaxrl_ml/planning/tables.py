@@ -23,16 +23,19 @@ def short(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def plan_table(found: Sequence[Estimate], stage: Stage, mesh: MeshConfig, topology: Topology) -> Table:
-    """The programs side by side; all figures are of one device."""
+def heading(found: Sequence[Estimate], stage: Stage, mesh: MeshConfig, topology: Topology) -> str:
+    """What a plan is of, in one line."""
     kind = (
         f"{stage.prompts_per_step} prompts × {stage.group_size}" if isinstance(stage, GRPOStage) else f"{stage.batch_size} rows"
     )
+    how = "; worked out, not compiled" if all(e.compile_s is None for e in found) else ""
     axes = f"data {mesh.data} × fsdp {mesh.fsdp} × tensor {mesh.tensor}"
-    title = f"{stage.name}: {kind}, {stage.num_microbatches} microbatches; {topology.name}, {axes}"
-    if all(e.compile_s is None for e in found):
-        title += "; worked out, not compiled"
-    table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
+    return f"{stage.name} on {topology.name}, {axes}: {kind}, {stage.num_microbatches} microbatches{how}"
+
+
+def plan_table(found: Sequence[Estimate], topology: Topology) -> Table:
+    """The programs side by side; all figures are of one device."""
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("of one device", no_wrap=True)
     for e in found:
         table.add_column(e.name.split("/")[-1], no_wrap=True, justify="right")
