@@ -29,7 +29,7 @@ from jaxrl_ml.planning.curve import curve, curve_table
 from jaxrl_ml.planning.models import shape_of
 from jaxrl_ml.planning.options import Options
 from jaxrl_ml.planning.roofline import estimates
-from jaxrl_ml.planning.search import choices, flags, hint, remedies
+from jaxrl_ml.planning.search import choices, flags, hint, microbatch_counts, remedies
 from jaxrl_ml.planning.tables import account, gib, heading, plan_table, sweep_table
 from jaxrl_ml.planning.topology import CHIPS, Chip, Topology, missing, parse, prepare_environment
 from jaxrl_ml.planning.work import Estimate
@@ -41,17 +41,21 @@ _SHOWN = 10  # choices of a sweep
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     source = argv.pop(0) if argv and not argv[0].startswith("-") else None
-    if source is None and not {"-h", "--help", "--curve"} & set(argv):
+    if source is None and not any(arg.startswith(("-h", "--help", "--curve")) for arg in argv):
         raise UserError("usage: python -m jaxrl_ml.plan CONFIG --topology v5e:8x8 [--field value …]; --help tells more")
     prog = "python -m jaxrl_ml.plan" + (f" {source}" if source else " CONFIG")
     options, overrides = tyro.cli(Options, args=argv, prog=prog, description=__doc__, return_unknown_args=True)
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, record=options.html is not None)
     if options.curve is not None:
-        require(source is None and not overrides, "--curve is about no config: give it --price and nothing else")
-        return _curve(_priced(CHIPS[options.curve], options), console)
-    topology = parse(options.topology)
-    topology = dataclasses.replace(topology, chip=_priced(topology.chip, options))
-    return _plan(load(source, overrides, prog=prog), topology, options, console)
+        require(source is None and not overrides, "--curve is about no config: give it --price and --html and nothing else")
+        status = _curve(_priced(CHIPS[options.curve], options), console)
+    else:
+        topology = parse(options.topology)
+        topology = dataclasses.replace(topology, chip=_priced(topology.chip, options))
+        status = _plan(load(source, overrides, prog=prog), topology, options, console)
+    if options.html is not None:
+        console.save_html(str(options.html))
+    return status
 
 
 def _priced(chip: Chip, options: Options) -> Chip:
@@ -71,8 +75,8 @@ def _plan(config: Config, topology: Topology, options: Options, console: Console
         console.print(f"{lacking}; what follows is worked out.")
     compiles = not (lacking or options.analytic)
     stages = [(number, stage) for number, stage in enumerate(config.stages) if stage.num_steps]
-    names = {stage.name for _, stage in stages}
-    require(set(options.stage) <= names, f"--stage {' '.join(options.stage)}: the config has {', '.join(names)}")
+    names = [stage.name for _, stage in stages]
+    require(set(options.stage) <= set(names), f"--stage {' '.join(options.stage)}: the config has {', '.join(names)}")
     unfit = 0
     for number, stage in stages:
         if options.stage and stage.name not in options.stage:
@@ -123,6 +127,14 @@ class _Planner:
     def show(self, mesh: MeshConfig, stage: Stage) -> int:
         """Prints the plan on a mesh; returns how many programs do not fit."""
         mesh = _filled(mesh, self.topology)
+        shards = mesh.data * mesh.fsdp
+        allowed = microbatch_counts(stage, shards)
+        require(
+            stage.num_microbatches in allowed,
+            f"{stage.name}: its prompts cannot be split over {shards} row shards (mesh data·fsdp) with num_microbatches="
+            f"{stage.num_microbatches}; "
+            + (f"use {', '.join(map(str, allowed))}" if allowed else "use another mesh, or --sweep"),
+        )
         found = self._estimates(mesh, stage)
         self.console.print(heading(found, stage, mesh, self.topology), style="bold")
         self.console.print(plan_table(found, self.topology))
@@ -154,6 +166,7 @@ class _Planner:
         worked_out = estimates(self.model, self.compute, mesh, stage)
         if self.options.program:
             worked_out = [e for e in worked_out if e.name.split("/")[-1] in self.options.program]
+            require(bool(worked_out), f"--program {' '.join(self.options.program)}: {stage.name} has no such program")
         if not self.compiles:
             return worked_out
         prepare_environment()

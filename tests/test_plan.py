@@ -170,6 +170,12 @@ def test_mistakes_are_told_in_one_line(config):
             "no folder Nobody-9B",
         ),
         ([config, "--curve", "v5p"], "--curve is about no config"),
+        ([config, "--topology", "cpu:8", "--stage", "rl", "--program", "fit"], "rl has no such program"),
+        (
+            [config, "--topology", "cpu:8", "--stages.1.num-microbatches", "8"],
+            "4 row shards (mesh data·fsdp) with num_microbatches=8",
+        ),
+        ([config, "--topology", "v5e:4x8", "--mesh.fsdp", "32", "--mesh.tensor", "1"], "use another mesh, or --sweep"),
     ):
         with pytest.raises(UserError) as error:
             plan.main(command)
@@ -180,6 +186,12 @@ def test_the_full_size_configs_are_worked_out_without_their_models(capsys):
     for path, arm in (("explang_qwen3_4b", "explang"), ("skills_qwen2p5", "7b"), ("parallel_qwen2p5_7b", "x2")):
         assert plan.main([f"configs/{path}.py", "--arm", arm, "--topology", "h100:8", "--analytic"]) == 0
     assert capsys.readouterr().out.count("predicted:") == 5
+
+
+def test_a_page_holds_what_is_printed(tmp_path, capsys):
+    page = tmp_path / "curve.html"
+    assert plan.main(["--curve", "v5p", "--html", str(page)]) == 0
+    assert "Qwen2.5-32B, strong scaling" in page.read_text() and "Qwen2.5-32B, strong scaling" in capsys.readouterr().out
 
 
 def test_a_curve_ends_where_rows_do_and_never_asks_for_more_than_a_chip_has():

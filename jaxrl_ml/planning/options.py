@@ -29,5 +29,7 @@ class Options:
     """US dollars a chip-hour; by default a list price as remembered from 2025."""
     curve: Literal["v5e", "v5p", "v6e", "h100"] | None = None
     """Instead of a config: models of three sizes on 1 to 4,096 of these chips."""
+    html: Path | None = None
+    """A page to write what is printed to, as well."""
     cache: Path = Path("runs/.plans")
     """Where compiled plans are kept."""

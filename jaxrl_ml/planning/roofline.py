@@ -207,7 +207,7 @@ class _Model:
         chunks = M * math.ceil(rows.width / chunk_width)
         self._add_gathers(work, M, chunks, kind)
         work.bytes += 4 * logits * (4 if update else 2) * 2 + chunks * 2 * self.wide * self._head() * _HEAD_GATHERS[kind]
-        work.bytes += M * self._weights() * (4 if update else 1) + (8 * state if update else 0)
+        work.bytes += M * self._weights() * (4 if update else 1) + (3 * state if update else 0)
         arguments = (state if update else 4 * self.local.total) + cells
         temporaries = self._temporaries(tokens / M, held / M, rows.head_tokens / R / chunks, M, kind, stage)
         made = state if update else 4 * rows.rows * rows.width / R
@@ -230,7 +230,7 @@ class _Model:
     def _add_gathers(self, work: Work, M: int, chunks: int, kind: str) -> None:
         """The collectives of the weights: layers and embedding a microbatch, the head a chunk of log-probs."""
         f, d, update = self.fsdp, self.data, kind == "update"
-        head, table = self._head() / f, self._head() / f
+        head = table = self._head() / f
         passes = (2 if self.compute.remat == "full" else 1) if update else 1
         if f > 1:
             gathered = (
@@ -250,7 +250,8 @@ class _Model:
         trained = self._adapter(stage.lora.rank) if stage.lora else self.local.total
         layer = self.wide * (self.gathered.layers / c.num_layers * 2 + tokens * (2 * c.mlp_dim / self.tensor + 4 * c.embed_dim))
         wide = max(4 * scores * _SCORES_HELD[kind] + layer, 4 * 3 * chunk * c.vocab_size / self.tensor)
-        tables = self._head() * (4 + self.wide if not update else 4 + self.wide + 4 + 4) if self.fsdp > 1 else 0.0
+        # Gathered: the embedding in float32, the head; in an update both their gradients, float32, before they are scattered.
+        tables = self._head() * (4 + self.wide + (8 if update else 0)) if self.fsdp > 1 else 0.0
         if not update:
             return wide + tables
         saved = {"full": 1, "dots": 8, "none": 16}[self.compute.remat]
