@@ -148,6 +148,13 @@ def test_the_compilers_account_of_what_does_not_fit_is_read(config):
     assert found.refused and found.memory.peak == 47.9 * 2**30
     assert found.largest[0] == (16 * 2**30, "f32[64,16384,4096]", "jit(f)/attention/bkxs")
     assert found.largest[1][:2] == (2**29, "bf16[16384,16384]")
+    early = (  # what libtpu 0.0.42.1 says where the temporaries alone are too much
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (32.04G) exceeds available "
+        "HBM (15.75G)."
+    )
+    found = compiled._refused(early, program, expected, topology.parse("v5e:2x4"), 1.0)
+    assert found.refused and found.memory.temporaries == pytest.approx(32.04 * 2**30) and found.largest == ()
+    assert found.memory.peak == pytest.approx(32.04 * 2**30 + expected.memory.arguments)
     with pytest.raises(UserError, match="cold/fit is out of memory on v5e:2x4: RESOURCE_EXHAUSTED: more"):
         compiled._refused("RESOURCE_EXHAUSTED: more\nthan that", program, expected, topology.parse("v5e:2x4"), 1.0)
 

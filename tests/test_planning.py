@@ -184,7 +184,7 @@ def test_estimates_agree_with_what_is_compiled(where, tmp_path):
         print(program.name, found, expected, sep="\n")
         assert found.work.flops == pytest.approx(expected.work.flops, rel=0.04), program.name
         assert found.memory.arguments == pytest.approx(expected.memory.arguments, rel=0.04), program.name
-        assert found.memory.outputs == pytest.approx(expected.memory.outputs, rel=0.04), program.name
+        assert found.memory.outputs == pytest.approx(expected.memory.outputs, rel=0.1), program.name
         assert found.work.sent_bytes == pytest.approx(expected.work.sent_bytes, rel=0.34, abs=4096), program.name
         if program.name in ("grpo/score", "grpo/update"):
             ratio = found.memory.temporaries / expected.memory.temporaries

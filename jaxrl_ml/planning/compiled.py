@@ -46,7 +46,8 @@ def compile_program(program: Planned, worked_out: Estimate, topology: Topology, 
     path = cache / hashlib.sha256(key.encode()).hexdigest()[:32]
     if not path.with_suffix(".json").is_file():
         cache.mkdir(parents=True, exist_ok=True)
-        _compile(lowered, path, f"{program.name} cannot be compiled for {topology.name}")
+        tpu = topology.chip.name not in _COMPILERS
+        _compile(lowered, path, tpu, f"{program.name} cannot be compiled for {topology.name}")
     kept = json.loads(path.with_suffix(".json").read_text())
     if kept["error"] is not None:
         found = _refused(kept["error"], program, worked_out, topology, kept["compile_s"])
@@ -57,7 +58,7 @@ def compile_program(program: Planned, worked_out: Estimate, topology: Topology, 
     return dataclasses.replace(found, memory=found.memory._replace(beside=program.beside))
 
 
-def _compile(lowered: Any, path: Path, complaint: str) -> None:
+def _compile(lowered: Any, path: Path, tpu: bool, complaint: str) -> None:
     """Compiles, and keeps the program in `path`.hlo.gz, its memory or the lack of it in `path`.json."""
     started, memory, error = time.perf_counter(), None, None
     try:
@@ -68,8 +69,12 @@ def _compile(lowered: Any, path: Path, complaint: str) -> None:
     took = time.perf_counter() - started
     if error is None:
         m = compiled.memory_analysis()
-        peak = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
-        memory = Memory(m.argument_size_in_bytes, m.output_size_in_bytes, m.temp_size_in_bytes, peak)._asdict()
+        made = m.output_size_in_bytes - m.alias_size_in_bytes
+        peak = m.argument_size_in_bytes + made + m.temp_size_in_bytes
+        if tpu:  # whose temporaries are counted without regard to which of them live at once: its check is of the peak
+            peak = m.peak_memory_in_bytes
+        temporaries = peak - m.argument_size_in_bytes - made
+        memory = Memory(m.argument_size_in_bytes, m.output_size_in_bytes, temporaries, peak)._asdict()
         path.with_suffix(".hlo.gz").write_bytes(gzip.compress(compiled.as_text().encode()))
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps({"memory": memory, "compile_s": took, "error": error}) + "\n")
@@ -78,10 +83,11 @@ def _compile(lowered: Any, path: Path, complaint: str) -> None:
 
 def _refused(text: str, program: Planned, worked_out: Estimate, topology: Topology, took: float) -> Estimate:
     """Reads the compiler's account of why a program does not fit."""
-    used = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", text) or re.search(r"([\d.]+)([KMGT])i?B? exceeds", text)
+    used = re.search(r"Used ([\d.]+)([KMGT]) of", text) or re.search(r"\(?([\d.]+)([KMGT])i?B?\)? exceeds", text)
     require(used is not None, f"{program.name} is out of memory on {topology.name}: {text.strip().splitlines()[0][:300]}")
-    peak = float(used.group(1)) * _UNITS[used.group(2)]
-    memory = worked_out.memory._replace(temporaries=peak - worked_out.memory.arguments, peak=peak)
+    arguments, size = worked_out.memory.arguments, float(used.group(1)) * _UNITS[used.group(2)]
+    peak = size + arguments if "for HLO temporaries" in text else size
+    memory = worked_out.memory._replace(temporaries=peak - arguments, peak=peak)
     return dataclasses.replace(worked_out, memory=memory, compile_s=took, largest=_allocations(text), refused=True)
 
 
