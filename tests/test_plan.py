@@ -149,8 +149,8 @@ def test_the_compilers_account_of_what_does_not_fit_is_read(config):
     assert found.largest[0] == (16 * 2**30, "f32[64,16384,4096]", "jit(f)/attention/bkxs")
     assert found.largest[1][:2] == (2**29, "bf16[16384,16384]")
     early = (  # what libtpu 0.0.42.1 says where the temporaries alone are too much
-        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (32.04G) exceeds available "
-        "HBM (15.75G)."
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (32.04G) exceeds "
+        "available HBM (15.75G)."
     )
     found = compiled._refused(early, program, expected, topology.parse("v5e:2x4"), 1.0)
     assert found.refused and found.memory.temporaries == pytest.approx(32.04 * 2**30) and found.largest == ()

@@ -172,20 +172,23 @@ def test_arguments_are_what_a_device_holds(mesh, kv_heads):
         assert worked_out[program.name].runs == program.runs
 
 
-@pytest.mark.parametrize("where", ["one", "eight"])
+@pytest.mark.parametrize("where", MESHES)
 def test_estimates_agree_with_what_is_compiled(where, tmp_path):
-    """FLOPs within 4 %, arguments within 4, what is sent within a third, temporaries within a factor of 2.5."""
+    """FLOPs within 1 %, arguments within 4, what is sent within 30, temporaries of score and update within a factor of 2.5.
+
+    XLA on CPU has no reduce-scatter: it sends an all-reduce's bytes, twice as many.
+    """
     mesh = MESHES[where]
     programs, topology = programs_on(mesh), parse(f"cpu:{mesh.data * mesh.fsdp * mesh.tensor}")
     config = Config(stages=(STAGE,), run_dir="x", model=MODEL, tokenizer=("a",), mesh=mesh)
     worked_out = estimates(MODEL, COMPUTE, mesh, STAGE)
     for program, expected in zip(planned(programs, config, STAGE), worked_out, strict=True):
         found = compiled.compile_program(program, expected, topology, tmp_path)
-        print(program.name, found, expected, sep="\n")
-        assert found.work.flops == pytest.approx(expected.work.flops, rel=0.04), program.name
+        sent = sum(value * (2 if kind == "reduce-scatter" else 1) for (kind, *_), value in expected.work.sent.items())
+        assert found.work.flops == pytest.approx(expected.work.flops, rel=0.01), program.name
         assert found.memory.arguments == pytest.approx(expected.memory.arguments, rel=0.04), program.name
         assert found.memory.outputs == pytest.approx(expected.memory.outputs, rel=0.1), program.name
-        assert found.work.sent_bytes == pytest.approx(expected.work.sent_bytes, rel=0.34, abs=4096), program.name
+        assert found.work.sent_bytes == pytest.approx(sent, rel=0.3), program.name
         if program.name in ("grpo/score", "grpo/update"):
             ratio = found.memory.temporaries / expected.memory.temporaries
             assert 0.4 < ratio < 2.5, (program.name, ratio)

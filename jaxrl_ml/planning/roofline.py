@@ -157,6 +157,7 @@ class _Model:
         # Of the last layer only keys and values are used: the rest of it is not computed, nor is the head.
         unused = 2 * c.embed_dim * c.head_dim * c.num_heads / self.tensor + 3 * c.embed_dim * c.mlp_dim / self.tensor
         work.flops += self._layer_flops(q * P) - 2 * q * P * unused + 4 * scores * c.head_dim * (c.num_layers - 1)
+        work.sent = self._reduced(q * P, (2 * c.num_layers - 1) / (2 * c.num_layers + 1))
         temporaries = 4 * scores * _SCORES_HELD["forward"] + hidden
         arguments = self._weights() - self.wide * (unused + (0 if c.tie_embeddings else self._head()))
         return Estimate("prefill", work, Memory(arguments, made, temporaries, arguments + made + temporaries, held), runs)
