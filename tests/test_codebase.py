@@ -28,6 +28,7 @@ COMMANDS = (
     "analyze",
     "observe",
     "doctor",
+    "plan",
 )
 
 # The layers, from the bottom: a module imports from its own layer and from those below it.
@@ -39,7 +40,7 @@ LAYERS = (
     ("rewards", "data", "sampler", "compaction", "checkpoint", "pretrained"),
     ("update",),
     ("programs",),
-    ("sft", "grpo", "evaluate", "report"),
+    ("sft", "grpo", "evaluate", "report", "planning"),
     COMMANDS,
 )
 ONLY_IN = {

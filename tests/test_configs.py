@@ -13,6 +13,7 @@ from jaxrl_ml.cli import first_difference, load, resolved
 from jaxrl_ml.config import Config, Evaluation, GRPOStage, ModelConfig, SFTStage
 from jaxrl_ml.languages.tags import make_trie
 from jaxrl_ml.optimizer import make_optimizer
+from jaxrl_ml.planning.models import SHAPES
 from jaxrl_ml.programs import Programs
 from jaxrl_ml.sharding import make_mesh
 from jaxrl_ml.tasks.countdown.expressions import parse
@@ -20,32 +21,8 @@ from jaxrl_ml.tasks.countdown.solver import avoids, family, solving_patterns
 from jaxrl_ml.types import Batch, Example, Packed, Prompts, Rollout, Tags
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-QWEN3_4B = ModelConfig(
-    family="qwen3",
-    vocab_size=151_936,
-    num_layers=36,
-    embed_dim=2560,
-    mlp_dim=9728,
-    num_heads=32,
-    num_kv_heads=8,
-    head_dim=128,
-    rope_theta=1e6,
-    tie_embeddings=True,
-    max_positions=40_960,
-)
-
-
-def qwen2p5(layers: int, width: int, mlp: int, heads: int, kv_heads: int, vocabulary: int, tied: bool) -> ModelConfig:
-    return ModelConfig(
-        "qwen2", vocabulary, layers, width, mlp, heads, kv_heads, 128, 1e6, tie_embeddings=tied, max_positions=32_768
-    )
-
-
-QWEN2P5 = {
-    "1p5b": qwen2p5(28, 1536, 8960, 12, 2, 151_936, True),
-    "3b": qwen2p5(36, 2048, 11_008, 16, 2, 151_936, True),
-    "7b": qwen2p5(28, 3584, 18_944, 28, 4, 152_064, False),
-}
+QWEN3_4B = SHAPES["Qwen3-4B"]
+QWEN2P5 = {arm: SHAPES[f"Qwen2.5-{size}"] for arm, size in (("1p5b", "1.5B"), ("3b", "3B"), ("7b", "7B"))}
 
 
 def shape(dtype: type, *dims: int) -> jax.ShapeDtypeStruct:

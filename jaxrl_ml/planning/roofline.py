@@ -1,0 +1,262 @@
+"""What a stage's programs take on a device, worked out from sizes alone: no compiler, no jax, microseconds.
+
+In: a model's shape, the compute settings, a mesh, a stage. Out: an `Estimate` for each of the stage's programs. FLOPs,
+arguments, outputs and the volume of collectives follow from the code; temporaries and bytes of memory have the constants below,
+fitted to what XLA compiled for 8 H100 at two configs. `tests/test_plan.py` compares all of them with compiled programs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import replace
+from typing import NamedTuple
+
+from jaxrl_ml.config import ComputeConfig, GRPOStage, MeshConfig, ModelConfig, SFTStage, Stage
+from jaxrl_ml.planning.work import Estimate, Memory, Work
+
+# How often a layer's attention scores (f32: the plain path writes them out) are passed over and held, and its activations
+# passed over: as wide as the MLP, or as the model.
+_SCORE_PASSES, _SCORES_HELD = {"forward": 7, "update": 24}, {"forward": 1.0, "update": 2.0}
+_WIDE_PASSES, _NARROW_PASSES = {"forward": 5, "update": 20}, {"forward": 12, "update": 48}
+_HEAD_GATHERS = {"forward": 1, "update": 3}  # a chunk of log-probs
+
+
+def layer_matrices(c: ModelConfig) -> int:
+    """Elements of the matrices of a layer."""
+    return 2 * c.embed_dim * c.head_dim * (c.num_heads + c.num_kv_heads) + 3 * c.embed_dim * c.mlp_dim
+
+
+def num_params(c: ModelConfig) -> int:
+    """Parameters of the model."""
+    return round(_local(c, 1, 1).total)
+
+
+class _Local(NamedTuple):
+    """Parameters on one device."""
+
+    layers: float  # matrices
+    tables: float  # embedding and head
+    small: float  # norms and biases
+
+    @property
+    def total(self) -> float:
+        return self.layers + self.tables + self.small
+
+
+def _kv_split(c: ModelConfig, tensor: int) -> int:
+    """Devices that key/value heads are split over: fewer heads than the tensor axis are replicated."""
+    return 1 if c.num_kv_heads < tensor else tensor
+
+
+def _local(c: ModelConfig, fsdp: int, tensor: int) -> _Local:
+    D, H, kv = c.embed_dim, c.head_dim, _kv_split(c, tensor)
+    layer = (2 * D * H * c.num_heads + 3 * D * c.mlp_dim) / tensor + 2 * D * H * c.num_kv_heads / kv
+    bias = H * (c.num_heads / tensor + 2 * c.num_kv_heads / kv) if c.qkv_bias else 0
+    small = c.num_layers * (2 * D + bias + (2 * H if c.qk_norm else 0)) + D
+    tables = c.vocab_size * D * (1 if c.tie_embeddings else 2) / tensor
+    return _Local(c.num_layers * layer / fsdp, tables / fsdp, small)
+
+
+def estimates(c: ModelConfig, compute: ComputeConfig, mesh: MeshConfig, stage: Stage) -> list[Estimate]:
+    """The programs of a step of the stage, in the order they run; the mesh with `data` given."""
+    model = _Model(c, compute, mesh)
+    if isinstance(stage, SFTStage):
+        tokens = stage.batch_size * stage.sequence_length
+        trained = _Rows(stage.batch_size, stage.sequence_length, 0, 0, 0, tokens, stage.num_microbatches)
+        state, cells = model.state_bytes(stage), 17 * tokens / model.row_shards
+        return [Estimate(f"{stage.name}/fit", *model.pass_over(trained, "update", state, cells, stage), 1)]
+    return [replace(e, name=f"{stage.name}/{e.name}") for e in _reinforced(model, stage) if e.runs]
+
+
+class _Rows(NamedTuple):
+    """What one pass of score, update or fit goes over, on all devices."""
+
+    rows: int
+    width: int
+    prompts: int
+    prompt_width: int  # without the last token
+    shared: int  # prompt tokens that a row attends to
+    head_tokens: int  # of which log-probs are taken
+    microbatches: int
+
+
+def _reinforced(model: _Model, stage: GRPOStage) -> list[Estimate]:
+    s, Q, G = stage.sampling, stage.prompts_per_step, stage.group_size
+    P, C, chunk = s.max_prompt_tokens - 1, s.max_completion_tokens, s.prompts_per_chunk or Q
+    kl, state = stage.loss.kl != "none", model.state_bytes(stage)
+    reference = 4 * model.local.total if kl and stage.lora is None else 0.0
+    held, scores = state + reference, (stage.updates_per_step > 1) + kl
+    rollout = Q * (5 * (P + 1) + 9 * G * C) / model.row_shards  # tokens and masks, and the sampler's log-probs
+    batch = rollout + Q * G * C * (5 + 4 * scores) / model.row_shards
+    whole = _Rows(Q * G, C, Q, P, P, Q * G * C, stage.num_minibatches * stage.num_microbatches)
+    n = stage.num_minibatches
+    part = _Rows(Q * G // n, C, Q // n, P, P, Q * G * C // n, stage.num_microbatches)
+    update, score = model.pass_over(part, "update", state, batch, stage), model.pass_over(whole, "forward", 0.0, rollout, stage)
+    return [
+        model.gather(held),
+        model.prefill(chunk, G, P, C, Q // chunk, held),
+        model.decode(chunk, G, P, C, Q // chunk, held),
+        Estimate("score", score[0], score[1]._replace(beside=held - 4 * model.local.total), scores),
+        Estimate("update", update[0], update[1]._replace(beside=reference), stage.updates_per_step),
+    ]
+
+
+class _Model:
+    """A model on a mesh."""
+
+    def __init__(self, c: ModelConfig, compute: ComputeConfig, mesh: MeshConfig) -> None:
+        self.c, self.compute, self.fsdp, self.tensor = c, compute, mesh.fsdp, mesh.tensor
+        self.data = mesh.data
+        self.row_shards, self.span = mesh.data * mesh.fsdp, mesh.fsdp * mesh.tensor
+        self.wide = 4 if compute.dtype == "float32" else 2
+        self.local = _local(c, mesh.fsdp, mesh.tensor)
+        self.gathered = _local(c, 1, mesh.tensor)
+
+    def state_bytes(self, stage: Stage) -> float:
+        """Parameters and the optimiser's two moments, float32."""
+        trained = self._adapter(stage.lora.rank) if stage.lora else self.local.total
+        return 4 * (self.local.total + 2 * trained + (trained if stage.lora else 0))
+
+    def _adapter(self, rank: int) -> float:
+        c, f, t = self.c, self.fsdp, self.tensor
+        D, heads, kv = c.embed_dim, c.num_heads * c.head_dim / t, c.num_kv_heads * c.head_dim / _kv_split(c, t)
+        pairs = 2 * (D / f + heads) + 2 * (D / f + kv) + 3 * (D / f + c.mlp_dim / t)
+        return c.num_layers * rank * pairs
+
+    def _layer_flops(self, tokens: float) -> float:
+        """Matrix products of all layers on tokens a device."""
+        return 2 * tokens * self.gathered.layers
+
+    def _score_elements(self, rows: float, queries: float, keys: float) -> float:
+        """Attention scores of a layer on a device."""
+        return rows * self.c.num_heads / self.tensor * queries * keys
+
+    def _cache(self, rows: float, width: float) -> float:
+        """Bytes of keys and values."""
+        c = self.c
+        return 2 * self.wide * c.num_layers * rows * c.num_kv_heads / _kv_split(c, self.tensor) * width * c.head_dim
+
+    def gather(self, held: float) -> Estimate:
+        read, made = 4 * self.local.total, self.wide * (self.gathered.layers + self.gathered.tables) + 4 * self.gathered.small
+        sent = Counter(
+            {("all-gather", self.fsdp, self.span): self.wide * (self.local.layers + self.local.tables) * (self.fsdp - 1)}
+        )
+        work = Work(0.0, read + 2 * made, sent if self.fsdp > 1 else Counter())
+        return Estimate("gather", work, Memory(read, made, made / 8, read + made * 9 / 8, held - read), 1)
+
+    def _weights(self) -> float:
+        return self.wide * self.gathered.total
+
+    def prefill(self, chunk: int, G: int, P: int, C: int, runs: int, held: float) -> Estimate:
+        q, c = chunk / self.row_shards, self.c
+        scores = self._score_elements(q, P, P)
+        made = self._cache(q, P) + self._cache(q * G, C) + 8 * q * G * C
+        hidden = q * P * self.wide * (2 * c.mlp_dim / self.tensor + 6 * c.embed_dim)
+        work = self._forward(q * P, scores, self._weights() + made)
+        # Of the last layer only keys and values are used: the rest of it is not computed, nor is the head.
+        unused = 2 * c.embed_dim * c.head_dim * c.num_heads / self.tensor + 3 * c.embed_dim * c.mlp_dim / self.tensor
+        work.flops += self._layer_flops(q * P) - 2 * q * P * unused + 4 * scores * c.head_dim * (c.num_layers - 1)
+        work.sent = self._reduced(q * P, (2 * c.num_layers - 1) / (2 * c.num_layers + 1))
+        temporaries = 4 * scores * _SCORES_HELD["forward"] + hidden
+        arguments = self._weights() - self.wide * (unused + (0 if c.tie_embeddings else self._head()))
+        return Estimate("prefill", work, Memory(arguments, made, temporaries, arguments + made + temporaries, held), runs)
+
+    def decode(self, chunk: int, G: int, P: int, C: int, runs: int, held: float) -> Estimate:
+        c, rows = self.c, chunk * G / self.row_shards
+        caches = self._cache(chunk / self.row_shards, P) + self._cache(rows, C)
+        logits = rows * c.vocab_size / self.tensor
+        read = self.wide * (self.gathered.layers + c.vocab_size * c.embed_dim / self.tensor)
+        flops = (
+            self._layer_flops(rows)
+            + 2 * logits * c.embed_dim
+            + 4 * self._score_elements(rows, 1, P + C) * c.head_dim * c.num_layers
+        )
+        work = Work()
+        work.add(Work(flops, read + caches + 6 * 4 * logits, self._reduced(rows)), C)
+        arguments = self._weights() + caches + 8 * rows * C
+        temporaries, made = 4 * 4 * logits, caches + 8 * rows * C
+        return Estimate("decode", work, Memory(arguments, made, temporaries, arguments + temporaries, held), runs)
+
+    def _reduced(self, tokens: float, times: float = 1) -> Counter:
+        """All-reduces of the activations of tokens a device over the tensor axis: two a layer, and one of the embedding."""
+        t = self.tensor
+        payload = tokens * self.c.embed_dim * self.wide * (2 * self.c.num_layers + 1)
+        return Counter({("all-reduce", t, t): times * payload * 2 * (t - 1) / t} if t > 1 else {})
+
+    def _forward(self, tokens: float, scores: float, weights: float, kind: str = "forward") -> Work:
+        """Bytes of passing over tokens a device through all layers; scores of a layer."""
+        c = self.c
+        wide = tokens * self.wide * c.mlp_dim / self.tensor * _WIDE_PASSES[kind]
+        narrow = tokens * self.wide * c.embed_dim * _NARROW_PASSES[kind]
+        work = Work(0.0, c.num_layers * (wide + narrow + 4 * scores * _SCORE_PASSES[kind]) + weights)
+        work.sent.update(self._reduced(tokens, 1 if kind == "forward" else 3))
+        return work
+
+    def pass_over(self, rows: _Rows, kind: str, state: float, cells: float, stage: Stage) -> tuple[Work, Memory]:
+        """score ("forward"), update or fit: all microbatches of one run."""
+        c, R, M, update = self.c, self.row_shards, rows.microbatches, kind == "update"
+        tokens = (rows.rows * rows.width + rows.prompts * rows.prompt_width) / R
+        own = self._score_elements(rows.rows / R, rows.width, rows.width + rows.shared)
+        # Forwards, those over the row's own tokens are done with before those over the prompt come.
+        held = own if update else self._score_elements(rows.rows / R, rows.width, max(rows.width, rows.shared))
+        scores = own + self._score_elements(rows.prompts / R, rows.prompt_width, rows.prompt_width)
+        logits = rows.head_tokens / R * c.vocab_size / self.tensor
+        work = self._forward(tokens, scores, 0.0, kind)
+        work.flops = self._pass_flops(tokens, scores, logits, update)
+        chunk_width = max(1, min(rows.width, self.compute.logprob_chunk_tokens * M // rows.rows))
+        chunks = M * math.ceil(rows.width / chunk_width)
+        self._add_gathers(work, M, chunks, kind)
+        work.bytes += 4 * logits * (4 if update else 2) * 2 + chunks * 2 * self.wide * self._head() * _HEAD_GATHERS[kind]
+        work.bytes += M * self._weights() * (4 if update else 1) + (3 * state if update else 0)
+        arguments = (state if update else 4 * self.local.total) + cells
+        temporaries = self._temporaries(tokens / M, held / M, rows.head_tokens / R / chunks, M, kind, stage)
+        made = state if update else 4 * rows.rows * rows.width / R
+        return work, Memory(arguments, made, temporaries, arguments + (0 if update else made) + temporaries)
+
+    def _head(self) -> float:
+        """Elements of the output matrix on a device, gathered over fsdp."""
+        return self.c.vocab_size * self.c.embed_dim / self.tensor
+
+    def _pass_flops(self, tokens: float, scores: float, logits: float, update: bool) -> float:
+        c = self.c
+        layers, attention = self._layer_flops(tokens), 4 * scores * c.head_dim * c.num_layers
+        head = 2 * logits * c.embed_dim
+        if not update:
+            return layers + attention + head
+        down = 2 * tokens * c.embed_dim * c.mlp_dim / self.tensor * c.num_layers
+        again = {"none": 0.0, "dots": attention, "full": layers - down + attention}[self.compute.remat]
+        return 3 * (layers + attention) + again + 4 * head  # chunks of the head are computed again whatever remat says
+
+    def _add_gathers(self, work: Work, M: int, chunks: int, kind: str) -> None:
+        """The collectives of the weights: layers and embedding a microbatch, the head a chunk of log-probs."""
+        f, d, update = self.fsdp, self.data, kind == "update"
+        head = table = self._head() / f
+        passes = (2 if self.compute.remat == "full" else 1) if update else 1
+        if f > 1:
+            gathered = (
+                M * (self.wide * self.local.layers * passes + 4 * table) + chunks * self.wide * head * _HEAD_GATHERS[kind]
+            )
+            work.sent["all-gather", f, self.span] += gathered * (f - 1)
+            if update:
+                work.sent["reduce-scatter", f, self.span] += (
+                    M * (self.wide * self.local.layers + 4 * table) + chunks * 4 * head
+                ) * (f - 1)
+        if d > 1 and update:
+            work.sent["all-reduce", d, d * self.span] += 4 * M * self.local.total * 2 * (d - 1) / d
+
+    def _temporaries(self, tokens: float, scores: float, chunk: float, M: int, kind: str, stage: Stage) -> float:
+        """Bytes held in the pass over one microbatch, of tokens a device and scores a layer; chunk: tokens of the head's."""
+        c, update = self.c, kind == "update"
+        trained = self._adapter(stage.lora.rank) if stage.lora else self.local.total
+        layer = self.wide * (self.gathered.layers / c.num_layers * 2 + tokens * (2 * c.mlp_dim / self.tensor + 4 * c.embed_dim))
+        wide = max(4 * scores * _SCORES_HELD[kind] + layer, 4 * 3 * chunk * c.vocab_size / self.tensor)
+        # Gathered: the embedding in float32, the head; in an update both their gradients, float32, before they are scattered.
+        tables = self._head() * (4 + self.wide + (8 if update else 0)) if self.fsdp > 1 else 0.0
+        if not update:
+            return wide + tables
+        saved = {"full": 1, "dots": 8, "none": 16}[self.compute.remat]
+        kept = saved * c.num_layers * tokens * c.embed_dim * self.wide
+        if self.compute.remat == "none":
+            kept += c.num_layers * 4 * scores
+        return wide + tables + kept + 4 * trained * (2 if M > 1 else 1)

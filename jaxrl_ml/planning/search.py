@@ -1,0 +1,157 @@
+"""Which mesh and how many microbatches: every choice worked out, ranked, and what to change where something does not fit.
+
+In: a model, a stage, a topology. Out: `Choice`s, fastest first. Choices that the mesh, the model's sizes or the stage's counts
+do not allow are left out, by the rules of `sharding.Layout` and of `grpo`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from jaxrl_ml.config import ComputeConfig, GRPOStage, MeshConfig, ModelConfig, SFTStage, Stage
+from jaxrl_ml.planning.roofline import estimates
+from jaxrl_ml.planning.topology import Topology
+from jaxrl_ml.planning.work import Estimate, step_seconds
+
+
+class Choice(NamedTuple):
+    """A mesh and a number of microbatches, worked out."""
+
+    mesh: MeshConfig
+    microbatches: int
+    estimates: list[Estimate]
+    step_s: float
+
+    @property
+    def memory(self) -> float:
+        """Bytes that the largest program takes, with what lives beside it."""
+        return max(e.memory.total for e in self.estimates)
+
+
+def meshes(c: ModelConfig, num_devices: int) -> Iterator[MeshConfig]:
+    """The meshes of so many devices that the model's sizes can be split over."""
+    for tensor in _divisors(num_devices):
+        few = c.num_kv_heads < tensor and tensor % c.num_kv_heads == 0
+        if any(size % tensor for size in (c.num_heads, c.mlp_dim, c.vocab_size)) or (c.num_kv_heads % tensor and not few):
+            continue
+        for fsdp in _divisors(num_devices // tensor):
+            if c.embed_dim % fsdp == 0:
+                yield MeshConfig(num_devices // tensor // fsdp, fsdp, tensor)
+
+
+def microbatch_counts(stage: Stage, shards: int) -> list[int]:
+    """The numbers of microbatches that rows split over `shards` allow; none where the stage cannot be split so at all."""
+    if isinstance(stage, SFTStage):
+        return [n for n in _divisors(stage.batch_size) if stage.batch_size // n % shards == 0]
+    if (stage.sampling.prompts_per_chunk or stage.prompts_per_step) % shards:
+        return []
+    prompts = stage.prompts_per_step // stage.num_minibatches
+    return [n for n in _divisors(prompts) if prompts // n % shards == 0]
+
+
+def choices(c: ModelConfig, compute: ComputeConfig, stage: Stage, topology: Topology) -> list[Choice]:
+    """All choices that are worked out to fit, fastest first; where none does, the one that takes the least memory."""
+    found = []
+    for mesh in meshes(c, topology.num_devices):
+        for count in microbatch_counts(stage, mesh.data * mesh.fsdp):
+            worked_out = estimates(c, compute, mesh, dataclasses.replace(stage, num_microbatches=count))
+            found.append(Choice(mesh, count, worked_out, step_seconds(worked_out, topology.chip)))
+    fitting = [choice for choice in found if choice.memory <= topology.chip.memory]
+    # Of those as fast within a few per cent, the one that leaves most memory.
+    return (
+        sorted(fitting, key=lambda choice: (float(f"{choice.step_s:.1e}"), choice.memory))
+        or sorted(found, key=lambda choice: choice.memory)[:1]
+    )
+
+
+def remedies(
+    c: ModelConfig, compute: ComputeConfig, stage: Stage, number: int, mesh: MeshConfig, topology: Topology, over: Estimate
+) -> list[str]:
+    """What to change so that the program `over` fits: each change alone that is worked out to be enough, then the best mesh.
+
+    number: the stage's place in the config, for the flags. The estimate is scaled by how far it was off for the program.
+    """
+    limit = topology.chip.memory
+
+    def of(compute: ComputeConfig, mesh: MeshConfig, stage: Stage) -> Estimate | None:
+        return next((e for e in estimates(c, compute, mesh, stage) if e.name == over.name), None)
+
+    before = of(compute, mesh, stage)
+    scale = over.memory.peak / before.memory.peak
+    found = []
+    for text, *changed in _changes(compute, stage, number, mesh):
+        after = of(*changed)
+        if after is not None and after.memory.peak * scale + after.memory.beside <= limit:
+            found.append(f"{text} (worked out: {(after.memory.peak * scale + after.memory.beside) / 2**30:.1f} GiB)")
+    best = choices(c, compute, stage, topology)
+    if best and best[0].memory * max(1.0, scale) <= limit:
+        found.append(f"{flags(best[0], number)} (worked out: {best[0].memory * max(1.0, scale) / 2**30:.1f} GiB)")
+    return found or [f"more chips, or a chip with more memory: no mesh of {topology.name} is worked out to fit"]
+
+
+def hint(c: ModelConfig, compute: ComputeConfig, stage: Stage, mesh: MeshConfig, topology: Topology) -> str | None:
+    """Whether more log-probs at a time would save a third of what is sent: the head is gathered over fsdp once a chunk."""
+
+    def sent(chunk: int) -> tuple[float, float]:
+        found = estimates(c, dataclasses.replace(compute, logprob_chunk_tokens=chunk), mesh, stage)
+        return sum(e.runs * e.work.sent_bytes for e in found), max(e.memory.total for e in found)
+
+    chunk = compute.logprob_chunk_tokens
+    now, most = sent(chunk)[0], chunk
+    while sent(4 * most)[0] < 0.67 * sent(most)[0] and sent(4 * most)[1] <= topology.chip.memory:
+        most *= 4
+    if most == chunk:
+        return None
+    return (
+        f"--compute.logprob-chunk-tokens {most} would send {sent(most)[0] / now:.0%} of this a step (worked out): the head is "
+        f"gathered once a chunk, {chunk} tokens over all devices"
+    )
+
+
+def flags(choice: Choice, number: int) -> str:
+    """A choice as overrides of a config."""
+    mesh = choice.mesh
+    return (
+        f"--mesh.data {mesh.data} --mesh.fsdp {mesh.fsdp} --mesh.tensor {mesh.tensor} "
+        f"--stages.{number}.num-microbatches {choice.microbatches}"
+    )
+
+
+def _changes(
+    compute: ComputeConfig, stage: Stage, number: int, mesh: MeshConfig
+) -> Iterator[tuple[str, ComputeConfig, MeshConfig, Stage]]:
+    """Single changes that lower a program's memory, the least intrusive first."""
+    for count in microbatch_counts(stage, mesh.data * mesh.fsdp):
+        if count > stage.num_microbatches:
+            yield (
+                f"--stages.{number}.num-microbatches {count}",
+                compute,
+                mesh,
+                dataclasses.replace(stage, num_microbatches=count),
+            )
+    if compute.remat != "full":
+        yield "--compute.remat full", dataclasses.replace(compute, remat="full"), mesh, stage
+    if isinstance(stage, GRPOStage):
+        sampling, shards = stage.sampling, mesh.data * mesh.fsdp
+        chunk = sampling.prompts_per_chunk or stage.prompts_per_step
+        for size in reversed(_divisors(chunk)):
+            if size < chunk and size % shards == 0:
+                changed = dataclasses.replace(sampling, prompts_per_chunk=size)
+                yield (
+                    f"--stages.{number}.sampling.prompts-per-chunk {size}",
+                    compute,
+                    mesh,
+                    dataclasses.replace(stage, sampling=changed),
+                )
+        half = dataclasses.replace(sampling, max_completion_tokens=sampling.max_completion_tokens // 2)
+        text = f"--stages.{number}.sampling.max-completion-tokens {half.max_completion_tokens}"
+        yield text, compute, mesh, dataclasses.replace(stage, sampling=half)
+    if mesh.data > 1:
+        whole = MeshConfig(1, mesh.data * mesh.fsdp, mesh.tensor)
+        yield f"--mesh.data 1 --mesh.fsdp {whole.fsdp}", compute, whole, stage
+
+
+def _divisors(n: int) -> Sequence[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
