@@ -64,8 +64,7 @@ def together(config: DistributedConfig, environment: Mapping[str, str] = os.envi
     try:
         yield watch.me == 0
     except BaseException as error:
-        print(farewell(error), file=sys.stderr, flush=True)
-        sys.stdout.flush()
+        watch.say(farewell(error))
         watch.tell(f"process {watch.me} failed: {_first_line(error)}")
         os._exit(2 if isinstance(error, UserError) else 1)
     watch.leave()
@@ -83,6 +82,7 @@ class _Watch(threading.Thread):
         self.me, self._count, self._timeout_s = jax.process_index(), jax.process_count(), timeout_s
         self._client = distributed.global_state.client  # jax has no public name for it
         self._over = threading.Event()
+        self._speaking = threading.Lock()  # never released
 
     def run(self) -> None:
         beats = [("", time.monotonic())] * self._count  # of each process, the last, and when it was first seen
@@ -99,8 +99,7 @@ class _Watch(threading.Thread):
                 lost = f"process 0 does not answer: {_first_line(error)}"
         if self._over.is_set():
             return
-        print(f"error: process {self.me} of {self._count} stops: {lost}; {_REMEDY}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
+        self.say(f"error: process {self.me} of {self._count} stops: {lost}; {_REMEDY}")
         if self.me == 0:
             self.tell(lost)
         os._exit(1)
@@ -119,6 +118,12 @@ class _Watch(threading.Thread):
 
     def _set(self, kind: str, text: str) -> None:
         self._client.key_value_set(f"jaxrl_ml/{kind}/{self.me}", text, allow_overwrite=True)
+
+    def say(self, text: str) -> None:
+        """Prints why this process ends: the first reason that is found, not what follows from it."""
+        if self._speaking.acquire(blocking=False):
+            print(text, file=sys.stderr, flush=True)
+            sys.stdout.flush()
 
     def tell(self, text: str) -> None:
         """Says to all that this process, or another, is gone."""

@@ -255,8 +255,8 @@ def test_the_adapter_is_sampled_from_as_it_is_scored(straight):
 def test_the_kl_reference_is_the_frozen_base_or_the_merged_start_of_the_stage(straight):
     kl = {line["step"]: line["policy/kl"] for line in records(straight) if "policy/kl" in line}
     assert sorted(kl) == [3, 4, 5]
-    assert min(kl[3], kl[4]) > 0.05  # from the start of the run, below the adapter
-    assert 0 < kl[5] < 0.05  # of its two minibatches the first is at the reference
+    # First from the start of the run, below the adapter; then from the stage's, where of two minibatches the first is at it.
+    assert min(kl[3], kl[4]) > 10 * kl[5] > 0
     assert [folder.name for folder in (straight / "reference").iterdir()] == ["exploit"]
 
 
