@@ -23,7 +23,7 @@ from jaxrl_ml.config import ComputeConfig, GRPOStage, LossConfig, SamplingConfig
 from jaxrl_ml.planning.models import SHAPES
 from jaxrl_ml.planning.search import Choice, choices
 from jaxrl_ml.planning.tables import gib, short
-from jaxrl_ml.planning.topology import Chip, Topology
+from jaxrl_ml.planning.topology import Chip, Topology, attention_on
 from jaxrl_ml.planning.work import seconds
 
 SIZES = ("Qwen2.5-1.5B", "Qwen2.5-7B", "Qwen2.5-32B")
@@ -36,7 +36,7 @@ STAGE = GRPOStage(
     sampling=SamplingConfig(max_prompt_tokens=1024, max_completion_tokens=1024),
     loss=LossConfig(kl="k3"),
 )
-COMPUTE = ComputeConfig(dtype="bfloat16", remat="full")
+COMPUTE = ComputeConfig(dtype="bfloat16", remat="full", logprob_chunk_tokens=2048)
 
 
 class Point(NamedTuple):
@@ -66,13 +66,14 @@ class Point(NamedTuple):
 
 def curve(chip: Chip, sizes: Sequence[str] = SIZES, counts: Sequence[int] = CHIPS) -> Iterator[Point]:
     """The points of every model, weak and strong."""
+    compute = dataclasses.replace(COMPUTE, attention=attention_on(chip, COMPUTE.attention))
     for name in sizes:
         for scaling in ("weak", "strong"):
             for count in counts:
                 prompts = PROMPTS_PER_CHIP * count if scaling == "weak" else STRONG_PROMPTS
                 stage = dataclasses.replace(STAGE, prompts_per_step=prompts)
                 topology = Topology(chip, (count,))
-                best = next(iter(choices(SHAPES[name], COMPUTE, stage, topology)), None)
+                best = next(iter(choices(SHAPES[name], compute, stage, topology)), None)
                 yield Point(name, scaling, count, prompts, best, best is not None and best.memory <= chip.memory)
 
 

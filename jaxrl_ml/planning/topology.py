@@ -109,6 +109,12 @@ def parse(text: str) -> Topology:
     return found
 
 
+def attention_on(chip: Chip, asked: str) -> str:
+    """compute.attention on the chip, auto settled as `programs.resolve_kernel` does, but plain on H100: see `plan`."""
+    own = {"cpu": "plain", "h100": "plain"}.get(chip.name, "splash")
+    return own if asked == "auto" or chip.name == "h100" else asked
+
+
 def missing(topology: Topology) -> str | None:
     """What must be installed to compile for the topology; None: nothing."""
     kind = topology.chip.name
