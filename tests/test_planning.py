@@ -150,9 +150,9 @@ def test_a_collective_that_tpu_runs_beside_several_fusions_counts_once():
     assert Module(twice.replace('chain_id="1"', "")).work().sent == {("all-gather", 4, 4): 2 * 5 * 3 * 16 * 32 * 2}
 
 
-def splash_call(name: str, queries: int, keys: int, block: int) -> str:
-    """A call of splash attention as TPU's text has it: 2 rows, 4 heads over 2 of keys, width 128."""
-    info, q, k = f"s8[1,{queries // block},{keys // block}]", f"bf16[2,4,{queries},128]", f"bf16[2,2,{keys},128]"
+def splash_call(name: str, rows: str, queries: int, keys: int, block: int) -> str:
+    """A call of splash attention as TPU's text has it: 4 heads over 2 of keys, width 128."""
+    info, q, k = f"s8[1,{queries // block},{keys // block}]", f"bf16[{rows}4,{queries},128]", f"bf16[{rows}2,{keys},128]"
     return (
         f"HloModule m\n\nENTRY %m (i: {info}, q: {q}, k: {k}, v: {k}) -> {q} {{\n"
         f"  %i = {info} parameter(0)\n  %q = {q} parameter(1)\n  %k = {k} parameter(2)\n  %v = {k} parameter(3)\n"
@@ -166,8 +166,9 @@ def test_splash_counts_the_blocks_that_its_mask_leaves(queries, shared):
     causal = np.arange(queries)[:, None] + shared >= np.arange(queries + shared)[None]
     blocks = causal.reshape(queries // block, block, -1, block).any((1, 3)).sum()
     for name, products in (("fwd_segmented_residuals", 2), ("dq_segmented_no_residuals", 3), ("dkv_segmented_no_residuals", 4)):
-        work = Module(splash_call(name, queries, queries + shared, block)).work()
-        assert work.flops == products * 2 * 2 * 4 * 128 * blocks * block**2
+        for rows, count in (("2,", 2), ("", 1)):  # the axis of a single row is left out
+            work = Module(splash_call(name, rows, queries, queries + shared, block)).work()
+            assert work.flops == products * 2 * count * 4 * 128 * blocks * block**2
 
 
 def test_what_the_estimates_repeat_of_the_library_is_the_librarys():

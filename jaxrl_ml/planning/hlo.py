@@ -185,7 +185,7 @@ class Module:
             found = re.search(r'lhs_contracting_dim(?:ension)?s"?[=:][\[{]([\d,"]*)[\]}]', i.rest)
             axes = re.findall(r"\d+", found.group(1)) if found else []
             return 2.0 * i.arrays[0].size * math.prod(left.shape[int(axis)] for axis in axes)
-        if i.opcode == "custom-call" and (kernel := re.search(r"splash_mha_(fwd|dq|dkv)", i.name + i.op_name)):
+        if "tpu_custom_call" in i.rest and (kernel := re.search(r"splash_mha_(fwd|dq|dkv)", i.name + i.op_name)):
             return _splash_flops(kernel.group(1), [a for name in i.operands for a in self._arrays(inside, name)])
         if i.opcode == "convolution":
             left, right = (self._arrays(inside, name)[0] for name in i.operands[:2])
@@ -314,12 +314,15 @@ def _group_size(rest: str, num_devices: int) -> int:
 
 
 def _splash_flops(kernel: str, operands: list[Array]) -> float:
-    """Of one call for all rows; its first operand tells of [1, blocks of queries, blocks of keys], q and k follow."""
-    q, k = [a.shape for a in operands if len(a.shape) == 4][:2]
-    (rows, heads, queries, width), keys = q, k[2]
-    block = queries // operands[0].shape[1]
+    """Of one call for all rows; its first operand tells of [1, blocks of queries, blocks of keys].
+
+    q [rows, heads, queries, width] and k are its first operands of floating point; a single row's axis may be left out.
+    """
+    q, k = [a for a in operands if "f" in a.dtype][:2]
+    queries, keys = q.shape[-2], k.shape[-2]
+    block = queries // operands[0].shape[-2]
     pairs = queries * (keys - queries) + queries * (queries + block) / 2
-    return 2.0 * {"fwd": 2, "dq": 3, "dkv": 4}[kernel] * rows * heads * width * pairs
+    return 2.0 * {"fwd": 2, "dq": 3, "dkv": 4}[kernel] * (q.size // queries) * pairs
 
 
 def _convolution_flops(i: Instruction, left: Array, right: Array) -> float:
