@@ -209,13 +209,17 @@ def test_parameters_are_counted_as_the_model_has_them(name):
 
 
 @pytest.mark.parametrize(
-    ("mesh", "kv_heads"), [(mesh, kv) for mesh in (MESHES["eight"], MeshConfig(1, 2, 4)) for kv in (1, 2, 4)]
+    ("mesh", "kv_heads", "weights"),
+    [
+        *((mesh, kv, "gathered") for mesh in (MESHES["eight"], MeshConfig(1, 2, 4)) for kv in (1, 2, 4)),
+        *((MESHES["cube"], kv, "split") for kv in (1, 2, 4)),
+    ],
 )
-def test_arguments_are_what_a_device_holds(mesh, kv_heads):
-    model = dataclasses.replace(MODEL, num_kv_heads=kv_heads)
-    programs = programs_on(mesh, model)
+def test_arguments_are_what_a_device_holds(mesh, kv_heads, weights):
+    model, compute = dataclasses.replace(MODEL, num_kv_heads=kv_heads), dataclasses.replace(COMPUTE, sampling_weights=weights)
+    programs = programs_on(mesh, model, compute)
     config = Config(stages=(STAGE,), run_dir="x", model=model, tokenizer=("a",), mesh=mesh)
-    worked_out = {e.name: e for e in estimates(model, COMPUTE, mesh, STAGE)}
+    worked_out = {e.name: e for e in estimates(model, compute, mesh, STAGE)}
     for program in planned(programs, config, STAGE):
         held = device_bytes([a for a in program.arguments if not isinstance(a, (int, bool))])
         if program.name != "grpo/prefill":  # which does without the head

@@ -84,7 +84,10 @@ def estimates(c: ModelConfig, compute: ComputeConfig, mesh: MeshConfig, stage: S
         trained = _Rows(stage.batch_size, stage.sequence_length, 0, 0, 0, tokens, stage.num_microbatches)
         state, cells = model.state_bytes(stage), 17 * tokens / model.row_shards
         return [Estimate(f"{stage.name}/fit", *model.pass_over(trained, "update", state, cells, stage), 1)]
-    return [replace(e, name=f"{stage.name}/{e.name}") for e in _reinforced(model, stage) if e.runs]
+    sampling = model
+    if compute.sampling_weights == "split":  # over fsdp as over tensor
+        sampling = _Model(c, compute, MeshConfig(mesh.data, 1, mesh.fsdp * mesh.tensor))
+    return [replace(e, name=f"{stage.name}/{e.name}") for e in _reinforced(model, sampling, stage) if e.runs]
 
 
 class _Rows(NamedTuple):
@@ -99,7 +102,7 @@ class _Rows(NamedTuple):
     microbatches: int
 
 
-def _reinforced(model: _Model, stage: GRPOStage) -> list[Estimate]:
+def _reinforced(model: _Model, sampling: _Model, stage: GRPOStage) -> list[Estimate]:
     s, Q, G = stage.sampling, stage.prompts_per_step, stage.group_size
     P, C, chunk = s.max_prompt_tokens - 1, s.max_completion_tokens, s.prompts_per_chunk or Q
     kl, state = stage.loss.kl != "none", model.state_bytes(stage)
@@ -112,9 +115,9 @@ def _reinforced(model: _Model, stage: GRPOStage) -> list[Estimate]:
     part = _Rows(Q * G // n, C, Q // n, P, P, Q * G * C // n, stage.num_microbatches)
     update, score = model.pass_over(part, "update", state, batch, stage), model.pass_over(whole, "forward", 0.0, rollout, stage)
     return [
-        model.gather(held),
-        model.prefill(chunk, G, P, C, Q // chunk, held),
-        model.decode(chunk, G, P, C, Q // chunk, held),
+        model.gather(held, sampling),
+        sampling.prefill(chunk, G, P, C, Q // chunk, held),
+        sampling.decode(chunk, G, P, C, Q // chunk, held),
         Estimate("score", score[0], score[1]._replace(beside=held - 4 * model.local.total), scores),
         Estimate("update", update[0], update[1]._replace(beside=reference), stage.updates_per_step),
     ]
@@ -176,11 +179,13 @@ class _Model:
         c = self.c
         return 2 * self.wide * c.num_layers * rows * c.num_kv_heads / _kv_split(c, self.tensor) * width * c.head_dim
 
-    def gather(self, held: float) -> Estimate:
-        read, made = 4 * self.local.total, self.wide * (self.gathered.layers + self.gathered.tables) + 4 * self.gathered.small
-        sent = Counter(
-            {("all-gather", self.fsdp, self.span): self.wide * (self.local.layers + self.local.tables) * (self.fsdp - 1)}
-        )
+    def gather(self, held: float, sampling: _Model) -> Estimate:
+        read, whole = 4 * self.local.total, sampling.gathered
+        made = self.wide * (whole.layers + whole.tables) + 4 * whole.small
+        own = self.wide * (self.local.layers + self.local.tables)
+        sent = Counter({("all-gather", self.fsdp, self.span): own * (self.fsdp - 1)})
+        if sampling is not self:
+            sent = Counter({("all-to-all", self.fsdp, self.span): own * (self.fsdp - 1) / self.fsdp})
         work = Work(0.0, read + 2 * made, sent if self.fsdp > 1 else Counter())
         return Estimate("gather", work, Memory(read, made, made / 8, read + made * 9 / 8, held - read), 1)
 
