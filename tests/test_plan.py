@@ -258,5 +258,5 @@ def test_a_small_model_compiles_for_accelerators_as_it_is_worked_out(name, packa
         done = subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr[-2000:]
         found.append([float(cell.replace(",", "")) for cell in table(done.stdout, "TFLOP a run")])
-        assert ("compiled with" in done.stdout) == (not more)
+        assert ("compiled with jax" in done.stdout) == (not more)
     assert found[0] == pytest.approx(found[1], rel=0.06)

@@ -5,9 +5,9 @@ In: a chip. Out: `Point`s for models of 1.5B, 7B and 32B, worked out (`roofline.
 - weak: `PROMPTS_PER_CHIP` prompts a chip, so the step's work grows with the chips;
 - strong: `STRONG_PROMPTS` prompts whatever the chips; it ends where they are fewer than the shards that rows are split over.
 
-The stage is that of `STAGE`: a group of 8, 1,024 + 1,024 tokens, KL, everything rematerialised. A collective that spans
-more than a slice or node goes at the network's rate as a whole: hierarchical ones send less there. Latency is left out, which
-grows with the chips.
+The stage is that of `STAGE`: a group of 8, 1,024 + 1,024 tokens, KL, everything rematerialised, log-probs of 2,048 tokens of a
+row shard at a time, splash attention on TPU. A collective that spans more than a slice or node goes at the network's rate as a
+whole: hierarchical ones send less there. Latency is left out, which grows with the chips.
 """
 
 from __future__ import annotations
