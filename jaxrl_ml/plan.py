@@ -10,7 +10,10 @@ what to change; the exit status is then 1.
     --curve v5p      instead of a config: step time, memory and cost of 1.5B, 7B and 32B models from 1 to 4,096 chips
 
 Nothing was measured on an accelerator: figures are the compiler's or worked out, and times are predictions under the
-assumptions that are printed. The attention is the library's plain path.
+assumptions that are printed. Attention of whole sequences is a run's own on TPU, which is splash unless the config says else,
+and the plain path for h100: cuDNN's kernel, which a run takes there, cannot be compiled without a GPU. Completions that are
+sampled by pieces are planned as if no row had stopped: all of them decoded on the first grid of rows, the cache at its widest.
+Sequences are whole (mesh.context 1).
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from jaxrl_ml.planning.options import Options
 from jaxrl_ml.planning.roofline import estimates
 from jaxrl_ml.planning.search import choices, flags, hint, microbatch_counts, remedies
 from jaxrl_ml.planning.tables import account, gib, heading, plan_table, sweep_table
-from jaxrl_ml.planning.topology import CHIPS, Chip, Topology, missing, parse, prepare_environment
+from jaxrl_ml.planning.topology import CHIPS, Chip, Topology, attention_on, missing, parse, prepare_environment
 from jaxrl_ml.planning.work import Estimate
 from jaxrl_ml.types import UserError, require
 
@@ -122,7 +125,8 @@ class _Planner:
         dtype = self.config.compute.dtype
         if dtype == "auto":
             dtype = "float32" if self.topology.chip.name == "cpu" else "bfloat16"
-        self.compute = dataclasses.replace(self.config.compute, dtype=dtype)
+        attention = attention_on(self.topology.chip, self.config.compute.attention)
+        self.compute = dataclasses.replace(self.config.compute, dtype=dtype, attention=attention)
 
     def show(self, mesh: MeshConfig, stage: Stage) -> int:
         """Prints the plan on a mesh; returns how many programs do not fit."""
@@ -141,7 +145,7 @@ class _Planner:
         over = [e for e in found if e.refused or e.memory.total > self.topology.chip.memory]
         for e in over:
             self._explain(e, mesh, stage)
-        self.console.print(account(found, self.topology))
+        self.console.print(account(found, self.topology, self.compute.attention))
         advice = hint(self.model, self.compute, stage, mesh, self.topology)
         if advice:
             self.console.print(f"hint: {advice}")
@@ -199,6 +203,7 @@ class _Planner:
 
 def _filled(mesh: MeshConfig, topology: Topology) -> MeshConfig:
     """The mesh with `data` given. Raises UserError where it does not fit the topology."""
+    require(mesh.context == 1, f"mesh.context={mesh.context}: plans are of whole sequences; give --mesh.context 1")
     rest = mesh.fsdp * mesh.tensor
     data = mesh.data if mesh.data > 0 else max(1, topology.num_devices // rest)
     require(
@@ -206,7 +211,7 @@ def _filled(mesh: MeshConfig, topology: Topology) -> MeshConfig:
         f"mesh data={mesh.data} fsdp={mesh.fsdp} tensor={mesh.tensor} does not fit the {topology.num_devices} devices of "
         f"{topology.name}: give --mesh.fsdp, --mesh.tensor and --mesh.data of that product, or --sweep",
     )
-    return MeshConfig(data, mesh.fsdp, mesh.tensor)
+    return dataclasses.replace(mesh, data=data)
 
 
 if __name__ == "__main__":

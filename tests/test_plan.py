@@ -59,6 +59,7 @@ def test_without_compilers_the_plan_is_worked_out_and_says_so(config, capsys, mo
     assert plan.main([config, "--topology", "v5e:2x4", "--price", "2"]) == 0
     text = capsys.readouterr().out
     assert "libtpu" in text and "jaxrl_ml[plan]" in text and "not compiled" in text
+    assert "splash attention" in " ".join(text.split())
     assert table(text, "of one device") == ["gather", "prefill", "decode", "score", "update"]
     assert table(text, "compiled in") == ["not"] * 5
     step = sum(float(runs) * float(s) for runs, s in zip(table(text, "runs a step"), table(text, "a run, s"), strict=True))
@@ -171,6 +172,7 @@ def test_mistakes_are_told_in_one_line(config):
     for command, named in (
         ([], "usage"),
         ([config, "--topology", "v5e:8x8"], "data=1 fsdp=4 tensor=2 does not fit the 64 devices"),
+        ([config, "--topology", "cpu:8", "--mesh.fsdp", "2", "--mesh.context", "2"], "mesh.context=2: plans are of whole"),
         ([config, "--topology", "cpu:8", "--stage", "sft"], "the config has cold, rl"),
         (
             ["configs/skills_qwen2p5.py", "--arm", "7b", "--init-from", "Nobody-9B", "--topology", "h100:8"],
@@ -192,7 +194,8 @@ def test_mistakes_are_told_in_one_line(config):
 def test_the_full_size_configs_are_worked_out_without_their_models(capsys):
     for path, arm in (("explang_qwen3_4b", "explang"), ("skills_qwen2p5", "7b"), ("parallel_qwen2p5_7b", "x2")):
         assert plan.main([f"configs/{path}.py", "--arm", arm, "--topology", "h100:8", "--analytic"]) == 0
-    assert capsys.readouterr().out.count("predicted:") == 5
+    text = " ".join(capsys.readouterr().out.split())
+    assert text.count("predicted:") == text.count("plain attention, since cuDNN's cannot be compiled without a GPU") == 5
 
 
 def test_a_page_holds_what_is_printed(tmp_path, capsys):
@@ -218,16 +221,18 @@ def test_a_curve_ends_where_rows_do_and_never_asks_for_more_than_a_chip_has():
 def test_a_hint_saves_what_it_says():
     loaded = plan.load("configs/skills_qwen2p5.py", ["--arm", "7b"])
     model, stage, node = SHAPES["Qwen2.5-7B"], loaded.stages[0], topology.parse("h100:8")
+    assert hint(model, loaded.compute, stage, loaded.mesh, node) is None  # the config takes enough at a time
+    few = dataclasses.replace(loaded.compute, logprob_chunk_tokens=256)
 
     def sent(compute):
         return sum(e.runs * e.work.sent_bytes for e in estimates(model, compute, loaded.mesh, stage))
 
-    text = hint(model, loaded.compute, stage, loaded.mesh, node)
+    text = hint(model, few, stage, loaded.mesh, node)
     count, share = re.match(r"--compute.logprob-chunk-tokens (\d+) would send (\d+)%", text).groups()
-    more = dataclasses.replace(loaded.compute, logprob_chunk_tokens=int(count))
-    assert sent(more) / sent(loaded.compute) == pytest.approx(int(share) / 100, abs=0.006) and int(share) < 67
+    more = dataclasses.replace(few, logprob_chunk_tokens=int(count))
+    assert sent(more) / sent(few) == pytest.approx(int(share) / 100, abs=0.006) and int(share) < 67
     assert max(e.memory.total for e in estimates(model, more, loaded.mesh, stage)) <= node.chip.memory
-    assert hint(model, loaded.compute, stage, MeshConfig(8, 1, 1), node) is None  # nothing is gathered
+    assert hint(model, few, stage, MeshConfig(8, 1, 1), node) is None  # nothing is gathered
 
 
 @pytest.mark.slow
@@ -253,5 +258,5 @@ def test_a_small_model_compiles_for_accelerators_as_it_is_worked_out(name, packa
         done = subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr[-2000:]
         found.append([float(cell.replace(",", "")) for cell in table(done.stdout, "TFLOP a run")])
-        assert ("compiled with" in done.stdout) == (not more)
+        assert ("compiled with jax" in done.stdout) == (not more)
     assert found[0] == pytest.approx(found[1], rel=0.06)

@@ -12,6 +12,7 @@ import pytest
 from conftest import TINY
 from jax.sharding import PartitionSpec
 
+from jaxrl_ml import sampler
 from jaxrl_ml.config import (
     ComputeConfig,
     Config,
@@ -22,10 +23,11 @@ from jaxrl_ml.config import (
     SamplingConfig,
     SFTStage,
 )
+from jaxrl_ml.models.kernels import Kernel
 from jaxrl_ml.planning import compiled
 from jaxrl_ml.planning.hlo import Module
 from jaxrl_ml.planning.models import SHAPES
-from jaxrl_ml.planning.roofline import estimates, num_params
+from jaxrl_ml.planning.roofline import _DRAWN, estimates, num_params, splash_block
 from jaxrl_ml.planning.search import choices, meshes, microbatch_counts
 from jaxrl_ml.planning.stages import device_bytes, planned
 from jaxrl_ml.planning.topology import CHIPS, parse
@@ -45,7 +47,7 @@ MODEL = dataclasses.replace(
     head_dim=16,
     tie_embeddings=False,
 )
-COMPUTE = ComputeConfig(dtype="float32", remat="full", logprob_chunk_tokens=256)
+COMPUTE = ComputeConfig(dtype="float32", remat="full", logprob_chunk_tokens=64)
 STAGE = GRPOStage(
     None,
     None,
@@ -139,6 +141,56 @@ def test_a_tpu_loop_is_counted_by_its_counter_and_vmem_is_not_memory():
     assert work.bytes == 5 * (read + 8 * 32 * 2 + 5 * 4 + 1) + 2 * 4  # and the counters
 
 
+def test_a_collective_that_tpu_runs_beside_several_fusions_counts_once():
+    chained = TPU_TEXT.replace("dimensions={0}", 'channel_id=7, dimensions={0}, frontend_attributes={chain_id="1"}')
+    line = next(line for line in chained.splitlines() if "%gathered" in line)
+    piece = line.replace("%gathered", "%gathered.1").replace("bf16[64,32]{1,0:T(8,128)(2,1)S(1)}", "bf16[64,32]{1,0:T(8,128)}")
+    twice = chained.replace(line, f"{line}\n{piece}")
+    assert Module(twice).work().sent == Module(TPU_TEXT).work().sent
+    assert Module(twice.replace('chain_id="1"', "")).work().sent == {("all-gather", 4, 4): 2 * 5 * 3 * 16 * 32 * 2}
+
+
+def splash_call(name: str, rows: str, queries: int, keys: int, block: int) -> str:
+    """A call of splash attention as TPU's text has it: 4 heads over 2 of keys, width 128."""
+    info, q, k = f"s8[1,{queries // block},{keys // block}]", f"bf16[{rows}4,{queries},128]", f"bf16[{rows}2,{keys},128]"
+    return (
+        f"HloModule m\n\nENTRY %m (i: {info}, q: {q}, k: {k}, v: {k}) -> {q} {{\n"
+        f"  %i = {info} parameter(0)\n  %q = {q} parameter(1)\n  %k = {k} parameter(2)\n  %v = {k} parameter(3)\n"
+        f'  ROOT %splash_mha_{name}.1 = {q} custom-call(%i, %q, %k, %v), custom_call_target="tpu_custom_call"\n}}\n'
+    )
+
+
+@pytest.mark.parametrize(("queries", "shared"), [(1024, 1024), (1024, 0), (128, 256)])
+def test_splash_counts_the_blocks_that_its_mask_leaves(queries, shared):
+    block = splash_block(queries)
+    causal = np.arange(queries)[:, None] + shared >= np.arange(queries + shared)[None]
+    blocks = causal.reshape(queries // block, block, -1, block).any((1, 3)).sum()
+    for name, products in (("fwd_segmented_residuals", 2), ("dq_segmented_no_residuals", 3), ("dkv_segmented_no_residuals", 4)):
+        for rows, count in (("2,", 2), ("", 1)):  # the axis of a single row is left out
+            work = Module(splash_call(name, rows, queries, queries + shared, block)).work()
+            assert work.flops == products * 2 * count * 4 * 128 * blocks * block**2
+
+
+def test_what_the_estimates_repeat_of_the_library_is_the_librarys():
+    assert sampler.BLOCK == _DRAWN
+    assert all(splash_block(n) == Kernel("splash")._block(n) for n in (1, 128, 129, 256, 257, 4096))
+
+
+def test_with_splash_no_scores_are_held_and_half_of_the_pairs_are_multiplied():
+    model, (compute, splash) = SHAPES["Qwen2.5-7B"], (dataclasses.replace(COMPUTE, attention=a) for a in ("plain", "splash"))
+    stage = dataclasses.replace(STAGE, sampling=SamplingConfig(max_prompt_tokens=4097, max_completion_tokens=4096))
+    plain, other = (
+        {e.name: e for e in estimates(model, dataclasses.replace(c, dtype="bfloat16"), MESHES["eight"], stage)}
+        for c in (compute, splash)
+    )
+    prefill = [e["grpo/prefill"].memory.temporaries for e in (plain, other)]
+    assert prefill[1] < 0.3 * prefill[0] and other["grpo/decode"] == plain["grpo/decode"]
+    pairs = 4 * 128 * 28 / 2 * 28  # FLOPs a pair of query and key, on a device
+    own, prompts = 64 / 4 * 4096 * 4096, 16 / 4 * 4096 * 4096
+    saved = plain["grpo/score"].work.flops - other["grpo/score"].work.flops
+    assert saved == pytest.approx(pairs * (own + prompts) * (1 - 512 / 4096) / 2, rel=1e-6)
+
+
 def test_batched_products_as_convolutions_count_no_padding():
     """TPU writes a batched product as a convolution whose window slides over the batch: only B of its B·B places are data."""
     line = (
@@ -157,13 +209,17 @@ def test_parameters_are_counted_as_the_model_has_them(name):
 
 
 @pytest.mark.parametrize(
-    ("mesh", "kv_heads"), [(mesh, kv) for mesh in (MESHES["eight"], MeshConfig(1, 2, 4)) for kv in (1, 2, 4)]
+    ("mesh", "kv_heads", "weights"),
+    [
+        *((mesh, kv, "gathered") for mesh in (MESHES["eight"], MeshConfig(1, 2, 4)) for kv in (1, 2, 4)),
+        *((MESHES["cube"], kv, "split") for kv in (1, 2, 4)),
+    ],
 )
-def test_arguments_are_what_a_device_holds(mesh, kv_heads):
-    model = dataclasses.replace(MODEL, num_kv_heads=kv_heads)
-    programs = programs_on(mesh, model)
+def test_arguments_are_what_a_device_holds(mesh, kv_heads, weights):
+    model, compute = dataclasses.replace(MODEL, num_kv_heads=kv_heads), dataclasses.replace(COMPUTE, sampling_weights=weights)
+    programs = programs_on(mesh, model, compute)
     config = Config(stages=(STAGE,), run_dir="x", model=model, tokenizer=("a",), mesh=mesh)
-    worked_out = {e.name: e for e in estimates(model, COMPUTE, mesh, STAGE)}
+    worked_out = {e.name: e for e in estimates(model, compute, mesh, STAGE)}
     for program in planned(programs, config, STAGE):
         held = device_bytes([a for a in program.arguments if not isinstance(a, (int, bool))])
         if program.name != "grpo/prefill":  # which does without the head
@@ -258,7 +314,8 @@ def test_choices_are_ranked_and_fit():
     stage = dataclasses.replace(
         STAGE, prompts_per_step=256, sampling=SamplingConfig(max_prompt_tokens=1024, max_completion_tokens=1024)
     )
-    compute = dataclasses.replace(COMPUTE, dtype="bfloat16")
+    # Few tokens at a time: meshes differ by how often they gather the head.
+    compute = dataclasses.replace(COMPUTE, dtype="bfloat16", logprob_chunk_tokens=4)
     ranked = choices(model, compute, stage, topology)
     assert len(ranked) > 10 and all(choice.memory <= topology.chip.memory for choice in ranked)
     times = [choice.step_s for choice in ranked]

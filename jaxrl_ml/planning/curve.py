@@ -5,9 +5,9 @@ In: a chip. Out: `Point`s for models of 1.5B, 7B and 32B, worked out (`roofline.
 - weak: `PROMPTS_PER_CHIP` prompts a chip, so the step's work grows with the chips;
 - strong: `STRONG_PROMPTS` prompts whatever the chips; it ends where they are fewer than the shards that rows are split over.
 
-The stage is that of `STAGE`: a group of 8, 1,024 + 1,024 tokens, KL, everything rematerialised. A collective that spans
-more than a slice or node goes at the network's rate as a whole: hierarchical ones send less there. Latency is left out, which
-grows with the chips.
+The stage is that of `STAGE`: a group of 8, 1,024 + 1,024 tokens, KL, everything rematerialised, log-probs of 2,048 tokens of a
+row shard at a time, splash attention on TPU. A collective that spans more than a slice or node goes at the network's rate as a
+whole: hierarchical ones send less there. Latency is left out, which grows with the chips.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jaxrl_ml.config import ComputeConfig, GRPOStage, LossConfig, SamplingConfig
 from jaxrl_ml.planning.models import SHAPES
 from jaxrl_ml.planning.search import Choice, choices
 from jaxrl_ml.planning.tables import gib, short
-from jaxrl_ml.planning.topology import Chip, Topology
+from jaxrl_ml.planning.topology import Chip, Topology, attention_on
 from jaxrl_ml.planning.work import seconds
 
 SIZES = ("Qwen2.5-1.5B", "Qwen2.5-7B", "Qwen2.5-32B")
@@ -36,7 +36,7 @@ STAGE = GRPOStage(
     sampling=SamplingConfig(max_prompt_tokens=1024, max_completion_tokens=1024),
     loss=LossConfig(kl="k3"),
 )
-COMPUTE = ComputeConfig(dtype="bfloat16", remat="full")
+COMPUTE = ComputeConfig(dtype="bfloat16", remat="full", logprob_chunk_tokens=2048)
 
 
 class Point(NamedTuple):
@@ -66,13 +66,14 @@ class Point(NamedTuple):
 
 def curve(chip: Chip, sizes: Sequence[str] = SIZES, counts: Sequence[int] = CHIPS) -> Iterator[Point]:
     """The points of every model, weak and strong."""
+    compute = dataclasses.replace(COMPUTE, attention=attention_on(chip, COMPUTE.attention))
     for name in sizes:
         for scaling in ("weak", "strong"):
             for count in counts:
                 prompts = PROMPTS_PER_CHIP * count if scaling == "weak" else STRONG_PROMPTS
                 stage = dataclasses.replace(STAGE, prompts_per_step=prompts)
                 topology = Topology(chip, (count,))
-                best = next(iter(choices(SHAPES[name], COMPUTE, stage, topology)), None)
+                best = next(iter(choices(SHAPES[name], compute, stage, topology)), None)
                 yield Point(name, scaling, count, prompts, best, best is not None and best.memory <= chip.memory)
 
 

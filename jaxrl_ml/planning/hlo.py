@@ -4,10 +4,12 @@ In: the text of a compiled program (CPU, TPU or CUDA). Out: a `Work`. XLA's own 
 and there is none for CUDA without a GPU; here a loop's body counts as often as it runs.
 
 1. FLOPs are those of matrix products (dot, convolution, cuBLAS calls), 2 a multiply-add; what is elementwise counts nothing.
+   Splash attention's are those of the blocks that its causal mask leaves.
 2. Bytes are the operands and results of every scheduled instruction, so far as they lie in device memory: those of a fusion
    once, a slice of a larger array as the slice. Caches are not modelled.
 3. A collective's bytes are what one device sends, by ring: with n devices a group and b bytes of operand, b·(n−1) for
-   all-gather, b·(n−1)/n for reduce-scatter and all-to-all, twice that for all-reduce, b for collective-permute.
+   all-gather, b·(n−1)/n for reduce-scatter and all-to-all, twice that for all-reduce, b for collective-permute. One that TPU
+   runs beside several fusions (a chain) is written in each of them, on one channel, and counts once.
 4. A loop without a known number of turns, which ends when the data says so, runs `trips` times; of a conditional's branches,
    the dearest runs.
 """
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -93,6 +96,7 @@ class Module:
                 current[instruction.name] = instruction
         partitions = re.search(r"num_partitions=(\d+)", text)
         self.num_devices = int(partitions.group(1)) if partitions else 1
+        self._pieces = Counter(_channel(i) for c in self.computations.values() for i in c.values() if _is_chained(i))
         self._known: dict[tuple[str, bool], Work] = {}
 
     def work(self) -> Work:
@@ -170,7 +174,7 @@ class Module:
         n = _group_size(i.rest, self.num_devices)
         factor = {"all-gather": n - 1, "all-reduce": 2 * (n - 1) / n, "collective-permute": 1}.get(kind, (n - 1) / n)
         if n > 1 or kind == "collective-permute":
-            total.sent[kind, n, n] += operand * factor
+            total.sent[kind, n, n] += operand * factor / (self._pieces[_channel(i)] if _is_chained(i) else 1)
 
     def _arrays(self, inside: dict[str, Instruction], name: str) -> list[Array]:
         return inside[name].arrays if name in inside else []
@@ -181,6 +185,8 @@ class Module:
             found = re.search(r'lhs_contracting_dim(?:ension)?s"?[=:][\[{]([\d,"]*)[\]}]', i.rest)
             axes = re.findall(r"\d+", found.group(1)) if found else []
             return 2.0 * i.arrays[0].size * math.prod(left.shape[int(axis)] for axis in axes)
+        if "tpu_custom_call" in i.rest and (kernel := re.search(r"splash_mha_(fwd|dq|dkv)", i.name + i.op_name)):
+            return _splash_flops(kernel.group(1), [a for name in i.operands for a in self._arrays(inside, name)])
         if i.opcode == "convolution":
             left, right = (self._arrays(inside, name)[0] for name in i.operands[:2])
             return _convolution_flops(i, left, right)
@@ -250,6 +256,14 @@ def _is_started(i: Instruction) -> bool:
     return i.opcode.endswith("-start") and i.opcode != "copy-start"
 
 
+def _is_chained(i: Instruction) -> bool:
+    return 'chain_id="' in i.rest and "channel_id=" in i.rest
+
+
+def _channel(i: Instruction) -> str:
+    return re.search(r"channel_id=(\d+)", i.rest).group(1)
+
+
 def _root(computation: dict[str, Instruction]) -> Instruction:
     return next(i for i in computation.values() if i.root)
 
@@ -297,6 +311,18 @@ def _group_size(rest: str, num_devices: int) -> int:
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", found.group(1)))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", found.group(2)))
     return num_devices
+
+
+def _splash_flops(kernel: str, operands: list[Array]) -> float:
+    """Of one call for all rows; its first operand tells of [1, blocks of queries, blocks of keys].
+
+    q [rows, heads, queries, width] and k are its first operands of floating point; a single row's axis may be left out.
+    """
+    q, k = [a for a in operands if "f" in a.dtype][:2]
+    queries, keys = q.shape[-2], k.shape[-2]
+    block = queries // operands[0].shape[-2]
+    pairs = queries * (keys - queries) + queries * (queries + block) / 2
+    return 2.0 * {"fwd": 2, "dq": 3, "dkv": 4}[kernel] * (q.size // queries) * pairs
 
 
 def _convolution_flops(i: Instruction, left: Array, right: Array) -> float:

@@ -2,7 +2,8 @@
 
 In: a model's shape, the compute settings, a mesh, a stage. Out: an `Estimate` for each of the stage's programs. FLOPs,
 arguments, outputs and the volume of collectives follow from the code; temporaries and bytes of memory have the constants below,
-fitted to what XLA compiled for 8 H100 at two configs. `tests/test_plan.py` compares all of them with compiled programs.
+fitted to what XLA compiled for 8 H100 at two configs. `tests/test_planning.py` compares them with compiled programs, on CPU.
+`compute.attention` is taken as plain unless it is splash: auto is settled by `topology.attention_on`.
 """
 
 from __future__ import annotations
@@ -15,11 +16,28 @@ from typing import NamedTuple
 from jaxrl_ml.config import ComputeConfig, GRPOStage, MeshConfig, ModelConfig, SFTStage, Stage
 from jaxrl_ml.planning.work import Estimate, Memory, Work
 
-# How often a layer's attention scores (f32: the plain path writes them out) are passed over and held, and its activations
-# passed over: as wide as the MLP, or as the model.
-_SCORE_PASSES, _SCORES_HELD = {"forward": 7, "update": 24}, {"forward": 1.0, "update": 2.0}
+
+class _Attends(NamedTuple):
+    """What a layer's attention takes beyond its inputs and outputs."""
+
+    backward: int  # products of the gradient; forwards there are two
+    passes: dict[str, int]  # how often what is written out is passed over
+    held: dict[str, float]  # how much of it is there at once
+
+
+# The plain path writes out scores in float32; splash the keys and values, the prompt's repeated for every row, and computes the
+# scores again for dq (three products) and for dk and dv (four).
+_PLAIN = _Attends(4, {"forward": 7, "update": 24}, {"forward": 1.0, "update": 2.0})
+_SPLASH = _Attends(3 + 4, {"forward": 3, "update": 12}, {"forward": 2.0, "update": 4.0})
+# How often a layer's activations are passed over: as wide as the MLP, or as the model.
 _WIDE_PASSES, _NARROW_PASSES = {"forward": 5, "update": 20}, {"forward": 12, "update": 48}
-_HEAD_GATHERS = {"forward": 1, "update": 3}  # a chunk of log-probs
+_DRAWN = 256  # tokens that one is drawn among: sampler.BLOCK
+_HEAD_GATHERS = {"forward": 1, "update": 2}  # a chunk of log-probs: forwards, and backwards, where its logits come again
+
+
+def splash_block(queries: int) -> int:
+    """As `kernels.Kernel` has it, which imports jax."""
+    return 128 if queries <= 128 else 256 if queries <= 256 else 512
 
 
 def layer_matrices(c: ModelConfig) -> int:
@@ -66,7 +84,10 @@ def estimates(c: ModelConfig, compute: ComputeConfig, mesh: MeshConfig, stage: S
         trained = _Rows(stage.batch_size, stage.sequence_length, 0, 0, 0, tokens, stage.num_microbatches)
         state, cells = model.state_bytes(stage), 17 * tokens / model.row_shards
         return [Estimate(f"{stage.name}/fit", *model.pass_over(trained, "update", state, cells, stage), 1)]
-    return [replace(e, name=f"{stage.name}/{e.name}") for e in _reinforced(model, stage) if e.runs]
+    sampling = model
+    if compute.sampling_weights == "split":  # over fsdp as over tensor
+        sampling = _Model(c, compute, MeshConfig(mesh.data, 1, mesh.fsdp * mesh.tensor))
+    return [replace(e, name=f"{stage.name}/{e.name}") for e in _reinforced(model, sampling, stage) if e.runs]
 
 
 class _Rows(NamedTuple):
@@ -81,7 +102,7 @@ class _Rows(NamedTuple):
     microbatches: int
 
 
-def _reinforced(model: _Model, stage: GRPOStage) -> list[Estimate]:
+def _reinforced(model: _Model, sampling: _Model, stage: GRPOStage) -> list[Estimate]:
     s, Q, G = stage.sampling, stage.prompts_per_step, stage.group_size
     P, C, chunk = s.max_prompt_tokens - 1, s.max_completion_tokens, s.prompts_per_chunk or Q
     kl, state = stage.loss.kl != "none", model.state_bytes(stage)
@@ -94,12 +115,22 @@ def _reinforced(model: _Model, stage: GRPOStage) -> list[Estimate]:
     part = _Rows(Q * G // n, C, Q // n, P, P, Q * G * C // n, stage.num_microbatches)
     update, score = model.pass_over(part, "update", state, batch, stage), model.pass_over(whole, "forward", 0.0, rollout, stage)
     return [
-        model.gather(held),
-        model.prefill(chunk, G, P, C, Q // chunk, held),
-        model.decode(chunk, G, P, C, Q // chunk, held),
+        model.gather(held, sampling),
+        sampling.prefill(chunk, G, P, C, Q // chunk, held),
+        sampling.decode(chunk, G, P, C, Q // chunk, held),
         Estimate("score", score[0], score[1]._replace(beside=held - 4 * model.local.total), scores),
         Estimate("update", update[0], update[1]._replace(beside=reference), stage.updates_per_step),
     ]
+
+
+class _Scores(NamedTuple):
+    """Attention of a layer on a device."""
+
+    pairs: float  # of a head's query and a key, that are multiplied
+    written: float  # bytes that it writes out
+
+    def plus(self, other: _Scores) -> _Scores:
+        return _Scores(self.pairs + other.pairs, self.written + other.written)
 
 
 class _Model:
@@ -107,7 +138,7 @@ class _Model:
 
     def __init__(self, c: ModelConfig, compute: ComputeConfig, mesh: MeshConfig) -> None:
         self.c, self.compute, self.fsdp, self.tensor = c, compute, mesh.fsdp, mesh.tensor
-        self.data = mesh.data
+        self.data, self.attends = mesh.data, _SPLASH if compute.attention == "splash" else _PLAIN
         self.row_shards, self.span = mesh.data * mesh.fsdp, mesh.fsdp * mesh.tensor
         self.wide = 4 if compute.dtype == "float32" else 2
         self.local = _local(c, mesh.fsdp, mesh.tensor)
@@ -132,16 +163,29 @@ class _Model:
         """Attention scores of a layer on a device."""
         return rows * self.c.num_heads / self.tensor * queries * keys
 
+    def _scores(self, rows: float, queries: int, shared: int) -> _Scores:
+        """Of rows that attend to themselves and to `shared` tokens of a prompt."""
+        if self.attends is _PLAIN:
+            pairs = self._score_elements(rows, queries, queries + shared)
+            return _Scores(pairs, 4 * pairs)
+        block = splash_block(queries)
+        queries, shared = (math.ceil(tokens / block) * block for tokens in (queries, shared))
+        # What a block has in the future is skipped with the whole block.
+        pairs = self._score_elements(rows, queries, shared + (queries + block) / 2)
+        return _Scores(pairs, self._cache(rows, queries + shared) / self.c.num_layers)
+
     def _cache(self, rows: float, width: float) -> float:
         """Bytes of keys and values."""
         c = self.c
         return 2 * self.wide * c.num_layers * rows * c.num_kv_heads / _kv_split(c, self.tensor) * width * c.head_dim
 
-    def gather(self, held: float) -> Estimate:
-        read, made = 4 * self.local.total, self.wide * (self.gathered.layers + self.gathered.tables) + 4 * self.gathered.small
-        sent = Counter(
-            {("all-gather", self.fsdp, self.span): self.wide * (self.local.layers + self.local.tables) * (self.fsdp - 1)}
-        )
+    def gather(self, held: float, sampling: _Model) -> Estimate:
+        read, whole = 4 * self.local.total, sampling.gathered
+        made = self.wide * (whole.layers + whole.tables) + 4 * whole.small
+        own = self.wide * (self.local.layers + self.local.tables)
+        sent = Counter({("all-gather", self.fsdp, self.span): own * (self.fsdp - 1)})
+        if sampling is not self:
+            sent = Counter({("all-to-all", self.fsdp, self.span): own * (self.fsdp - 1) / self.fsdp})
         work = Work(0.0, read + 2 * made, sent if self.fsdp > 1 else Counter())
         return Estimate("gather", work, Memory(read, made, made / 8, read + made * 9 / 8, held - read), 1)
 
@@ -150,15 +194,15 @@ class _Model:
 
     def prefill(self, chunk: int, G: int, P: int, C: int, runs: int, held: float) -> Estimate:
         q, c = chunk / self.row_shards, self.c
-        scores = self._score_elements(q, P, P)
+        scores = self._scores(q, P, 0)
         made = self._cache(q, P) + self._cache(q * G, C) + 8 * q * G * C
         hidden = q * P * self.wide * (2 * c.mlp_dim / self.tensor + 6 * c.embed_dim)
         work = self._forward(q * P, scores, self._weights() + made)
         # Of the last layer only keys and values are used: the rest of it is not computed, nor is the head.
         unused = 2 * c.embed_dim * c.head_dim * c.num_heads / self.tensor + 3 * c.embed_dim * c.mlp_dim / self.tensor
-        work.flops += self._layer_flops(q * P) - 2 * q * P * unused + 4 * scores * c.head_dim * (c.num_layers - 1)
+        work.flops += self._layer_flops(q * P) - 2 * q * P * unused + 4 * scores.pairs * c.head_dim * (c.num_layers - 1)
         work.sent = self._reduced(q * P, (2 * c.num_layers - 1) / (2 * c.num_layers + 1))
-        temporaries = 4 * scores * _SCORES_HELD["forward"] + hidden
+        temporaries = scores.written * self.attends.held["forward"] + hidden
         arguments = self._weights() - self.wide * (unused + (0 if c.tie_embeddings else self._head()))
         return Estimate("prefill", work, Memory(arguments, made, temporaries, arguments + made + temporaries, held), runs)
 
@@ -173,7 +217,10 @@ class _Model:
             + 4 * self._score_elements(rows, 1, P + C) * c.head_dim * c.num_layers
         )
         work = Work()
-        work.add(Work(flops, read + caches + 6 * 4 * logits, self._reduced(rows)), C)
+        sent = self._reduced(rows)
+        if self.tensor > 1:  # and the block that a token is drawn from
+            sent["all-reduce", self.tensor, self.tensor] += self._summed(4 * rows * min(_DRAWN, c.vocab_size))
+        work.add(Work(flops, read + caches + 6 * 4 * logits, sent), C)
         arguments = self._weights() + caches + 8 * rows * C
         temporaries, made = 4 * 4 * logits, caches + 8 * rows * C
         return Estimate("decode", work, Memory(arguments, made, temporaries, arguments + temporaries, held), runs)
@@ -182,14 +229,18 @@ class _Model:
         """All-reduces of the activations of tokens a device over the tensor axis: two a layer, and one of the embedding."""
         t = self.tensor
         payload = tokens * self.c.embed_dim * self.wide * (2 * self.c.num_layers + 1)
-        return Counter({("all-reduce", t, t): times * payload * 2 * (t - 1) / t} if t > 1 else {})
+        return Counter({("all-reduce", t, t): times * self._summed(payload)} if t > 1 else {})
 
-    def _forward(self, tokens: float, scores: float, weights: float, kind: str = "forward") -> Work:
+    def _summed(self, payload: float) -> float:
+        """Bytes that a device sends to sum so many over the tensor axis."""
+        return payload * 2 * (self.tensor - 1) / self.tensor
+
+    def _forward(self, tokens: float, scores: _Scores, weights: float, kind: str = "forward") -> Work:
         """Bytes of passing over tokens a device through all layers; scores of a layer."""
         c = self.c
         wide = tokens * self.wide * c.mlp_dim / self.tensor * _WIDE_PASSES[kind]
         narrow = tokens * self.wide * c.embed_dim * _NARROW_PASSES[kind]
-        work = Work(0.0, c.num_layers * (wide + narrow + 4 * scores * _SCORE_PASSES[kind]) + weights)
+        work = Work(0.0, c.num_layers * (wide + narrow + scores.written * self.attends.passes[kind]) + weights)
         work.sent.update(self._reduced(tokens, 1 if kind == "forward" else 3))
         return work
 
@@ -197,16 +248,20 @@ class _Model:
         """score ("forward"), update or fit: all microbatches of one run."""
         c, R, M, update = self.c, self.row_shards, rows.microbatches, kind == "update"
         tokens = (rows.rows * rows.width + rows.prompts * rows.prompt_width) / R
-        own = self._score_elements(rows.rows / R, rows.width, rows.width + rows.shared)
-        # Forwards, those over the row's own tokens are done with before those over the prompt come.
-        held = own if update else self._score_elements(rows.rows / R, rows.width, max(rows.width, rows.shared))
-        scores = own + self._score_elements(rows.prompts / R, rows.prompt_width, rows.prompt_width)
+        own = self._scores(rows.rows / R, rows.width, rows.shared)
+        held = own.written
+        if self.attends is _PLAIN and not update:  # the scores of the row's own keys are done with before the prompt's come
+            held = 4 * self._score_elements(rows.rows / R, rows.width, max(rows.width, rows.shared))
+        scores = own.plus(self._scores(rows.prompts / R, rows.prompt_width, 0)) if rows.prompts else own
         logits = rows.head_tokens / R * c.vocab_size / self.tensor
         work = self._forward(tokens, scores, 0.0, kind)
-        work.flops = self._pass_flops(tokens, scores, logits, update)
-        chunk_width = max(1, min(rows.width, self.compute.logprob_chunk_tokens * M // rows.rows))
+        work.flops = self._pass_flops(tokens, scores.pairs, logits, update)
+        chunk_width = max(1, min(rows.width, self.compute.logprob_chunk_tokens * R * M // rows.rows))
         chunks = M * math.ceil(rows.width / chunk_width)
-        self._add_gathers(work, M, chunks, kind)
+        self._add_gathers(work, M, chunks, kind, 2 if rows.prompts else 1)
+        if update and self.tensor > 1:  # the gradient by the states that log-probs are taken of
+            by_hidden = self._summed(4 * rows.head_tokens / R * c.embed_dim)
+            work.sent["all-reduce", self.tensor, self.tensor] += by_hidden
         work.bytes += 4 * logits * (4 if update else 2) * 2 + chunks * 2 * self.wide * self._head() * _HEAD_GATHERS[kind]
         work.bytes += M * self._weights() * (4 if update else 1) + (3 * state if update else 0)
         arguments = (state if update else 4 * self.local.total) + cells
@@ -218,18 +273,22 @@ class _Model:
         """Elements of the output matrix on a device, gathered over fsdp."""
         return self.c.vocab_size * self.c.embed_dim / self.tensor
 
-    def _pass_flops(self, tokens: float, scores: float, logits: float, update: bool) -> float:
+    def _pass_flops(self, tokens: float, pairs: float, logits: float, update: bool) -> float:
         c = self.c
-        layers, attention = self._layer_flops(tokens), 4 * scores * c.head_dim * c.num_layers
+        layers, attention = self._layer_flops(tokens), 4 * pairs * c.head_dim * c.num_layers
         head = 2 * logits * c.embed_dim
         if not update:
             return layers + attention + head
         down = 2 * tokens * c.embed_dim * c.mlp_dim / self.tensor * c.num_layers
         again = {"none": 0.0, "dots": attention, "full": layers - down + attention}[self.compute.remat]
-        return 3 * (layers + attention) + again + 4 * head  # chunks of the head are computed again whatever remat says
+        # Chunks of the head are computed again whatever remat says.
+        return 3 * layers + (1 + self.attends.backward / 2) * attention + again + 4 * head
 
-    def _add_gathers(self, work: Work, M: int, chunks: int, kind: str) -> None:
-        """The collectives of the weights: layers and embedding a microbatch, the head a chunk of log-probs."""
+    def _add_gathers(self, work: Work, M: int, chunks: int, kind: str, gradients: int) -> None:
+        """The collectives of the weights: layers and embedding a microbatch, the head a chunk of log-probs.
+
+        gradients: how many a layer has in a microbatch; those by prompts and by rows are added up after they were reduced.
+        """
         f, d, update = self.fsdp, self.data, kind == "update"
         head = table = self._head() / f
         passes = (2 if self.compute.remat == "full" else 1) if update else 1
@@ -240,17 +299,19 @@ class _Model:
             work.sent["all-gather", f, self.span] += gathered * (f - 1)
             if update:
                 work.sent["reduce-scatter", f, self.span] += (
-                    M * (self.wide * self.local.layers + 4 * table) + chunks * 4 * head
+                    M * (gradients * self.wide * self.local.layers + 4 * table) + chunks * 4 * head
                 ) * (f - 1)
         if d > 1 and update:
             work.sent["all-reduce", d, d * self.span] += 4 * M * self.local.total * 2 * (d - 1) / d
 
-    def _temporaries(self, tokens: float, scores: float, chunk: float, M: int, kind: str, stage: Stage) -> float:
-        """Bytes held in the pass over one microbatch, of tokens a device and scores a layer; chunk: tokens of the head's."""
+    def _temporaries(self, tokens: float, written: float, chunk: float, M: int, kind: str, stage: Stage) -> float:
+        """Bytes held in the pass over one microbatch, of tokens a device; written: by a layer's attention; chunk: tokens of the
+        head's.
+        """
         c, update = self.c, kind == "update"
         trained = self._adapter(stage.lora.rank) if stage.lora else self.local.total
         layer = self.wide * (self.gathered.layers / c.num_layers * 2 + tokens * (2 * c.mlp_dim / self.tensor + 4 * c.embed_dim))
-        wide = max(4 * scores * _SCORES_HELD[kind] + layer, 4 * 3 * chunk * c.vocab_size / self.tensor)
+        wide = max(written * self.attends.held[kind] + layer, 4 * 3 * chunk * c.vocab_size / self.tensor)
         # Gathered: the embedding in float32, the head; in an update both their gradients, float32, before they are scattered.
         tables = self._head() * (4 + self.wide + (8 if update else 0)) if self.fsdp > 1 else 0.0
         if not update:
@@ -258,5 +319,5 @@ class _Model:
         saved = {"full": 1, "dots": 8, "none": 16}[self.compute.remat]
         kept = saved * c.num_layers * tokens * c.embed_dim * self.wide
         if self.compute.remat == "none":
-            kept += c.num_layers * 4 * scores
+            kept += c.num_layers * written
         return wide + tables + kept + 4 * trained * (2 if M > 1 else 1)

@@ -92,7 +92,7 @@ def remedies(
 
 
 def hint(c: ModelConfig, compute: ComputeConfig, stage: Stage, mesh: MeshConfig, topology: Topology) -> str | None:
-    """Whether more log-probs at a time would save a third of what is sent: the head is gathered over fsdp once a chunk."""
+    """Whether more log-probs at a time would save a third of what is sent: the head is gathered over fsdp for each chunk."""
 
     def sent(chunk: int) -> tuple[float, float]:
         found = estimates(c, dataclasses.replace(compute, logprob_chunk_tokens=chunk), mesh, stage)
@@ -106,7 +106,7 @@ def hint(c: ModelConfig, compute: ComputeConfig, stage: Stage, mesh: MeshConfig,
         return None
     return (
         f"--compute.logprob-chunk-tokens {most} would send {sent(most)[0] / now:.0%} of this a step (worked out): the head is "
-        f"gathered once a chunk, {chunk} tokens over all devices"
+        f"gathered for each chunk, of {chunk} tokens of a row shard"
     )
 
 

@@ -4,8 +4,10 @@ In: `Programs` on a mesh of real, fake or topology devices, and a stage. Out: `P
 only one of `planning` that knows how the stages call their programs.
 
 1. Language tags are encoded as bytes, since there may be no tokenizer: they come out longer, a few tokens among thousands.
-2. Decoding is planned at its dearest: all rows, none of them stopped, with the cache at its widest. So is prefill, which makes
-   room for the widest cache at once instead of for its first tokens: the memory that growing it takes later is not planned.
+2. Decoding is planned at its dearest: all rows, none of them stopped, on the first grid, with the cache at its widest. So is
+   prefill, which makes room for the widest cache at once instead of for its first tokens. The pieces that a run samples long
+   completions by (`Programs.sample`) are not compiled one by one, and the memory that moving rows and growing the cache takes
+   is not planned.
 """
 
 from __future__ import annotations
@@ -142,17 +144,17 @@ def _sampling(
 
 def _decoding(programs: Programs, state: sampler.Decoding) -> sampler.Decoding:
     """The decoding state with the shardings that it has: rows split, caches also over heads."""
-    layout = programs.layout
+    layout = programs.sampling_layout
 
     def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        names = (
-            ()
-            if leaf.ndim == 0
-            else ("rows", "kv_heads", None, None)
-            if leaf.ndim == 4
-            else ("rows", *[None] * (leaf.ndim - 1))
-        )
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout.sharding(names, leaf.shape))
+        match leaf.ndim:
+            case 0:
+                sharding = layout.replicated
+            case 4:
+                sharding = layout.sharding(("rows", "kv_heads", None, None), leaf.shape)
+            case rank:
+                sharding = layout.rows(rank)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return jax.tree.map(place, state)
 

@@ -64,13 +64,14 @@ def plan_table(found: Sequence[Estimate], topology: Topology) -> Table:
     return table
 
 
-def account(found: Sequence[Estimate], topology: Topology) -> str:
+def account(found: Sequence[Estimate], topology: Topology, attention: str) -> str:
     """The lines below a plan's table: collectives, the step, the assumptions."""
     chip, lines = topology.chip, []
     for e in found:
         if e.work.sent:
             parts = (f"{kind} of {n} {short(value / 1e9)} GB" for (kind, n, _), value in e.work.sent.most_common())
             lines.append(f"{e.name} sends by {', '.join(parts)}")
+    how = f"{attention} attention" + (", since cuDNN's cannot be compiled without a GPU" if chip.name == "h100" else "")
     step = step_seconds(list(found), chip)
     dollars = step * topology.num_devices * chip.price / 3600
     lines += [
@@ -78,7 +79,7 @@ def account(found: Sequence[Estimate], topology: Topology) -> str:
         "beside it: what lives on the device meanwhile and is no argument. Times: the slowest of products at "
         f"{rates.FLOPS_SHARE:.0%} of {chip.flops / 1e12:.0f} TFLOP/s, memory at {rates.BANDWIDTH_SHARE:.0%} of "
         f"{chip.bandwidth / 1e9:.0f} GB/s, links at {rates.LINK_SHARE:.0%} of {chip.link / 1e9:.0f} GB/s; every row sampled to "
-        "the limit, the cache at its widest; plain attention; nothing of the host's.",
+        f"the limit, the cache at its widest; {how}; nothing of the host's.",
     ]
     return "\n".join(lines)
 

@@ -3,10 +3,10 @@
 In: a name such as `v5e:8x8`, `v5p:2x2x2`, `v6e:4x4` (chips along each axis of the torus), `h100:8` (GPUs of one node) or
 `cpu:8` (fake devices, as many as XLA_FLAGS asks for). Out: its `Chip`, and devices to lay a mesh over and to compile for.
 
-Peak rates and memory: Google Cloud's TPU system architecture pages (v5e, v5p, v6e) and NVIDIA's H100 SXM5 data sheet (dense,
-no sparsity). Links: bytes/s that a chip sends over one axis of the torus, both directions, or by NVLink. Network: bytes/s a
-chip beyond the slice or node, of the usual host. Prices: on-demand list prices as remembered from 2025, not looked up, in US
-dollars an hour; they change, give yours with --price.
+All rates are from memory of what the vendors publish, and were not looked up: peak rates and memory as on Google Cloud's TPU
+system architecture pages (v5e, v5p, v6e) and NVIDIA's H100 SXM5 data sheet (dense, no sparsity); links: bytes/s that a chip
+sends over one axis of the torus, both directions, or by NVLink; network: bytes/s a chip beyond the slice or node, of the usual
+host. So are the prices, on-demand list prices of 2025 in US dollars an hour; they change, give yours with --price.
 """
 
 from __future__ import annotations
@@ -107,6 +107,12 @@ def parse(text: str) -> Topology:
         found.num_devices <= limit, f"--topology {text}: {found.num_devices} chips are more than one {kind} slice's {limit}"
     )
     return found
+
+
+def attention_on(chip: Chip, asked: str) -> str:
+    """compute.attention on the chip, auto settled as `programs.resolve_kernel` does, but plain on H100: see `plan`."""
+    own = {"cpu": "plain", "h100": "plain"}.get(chip.name, "splash")
+    return own if asked == "auto" or chip.name == "h100" else asked
 
 
 def missing(topology: Topology) -> str | None:
