@@ -6,6 +6,7 @@ library in ten lines: prompts → weights → rollouts and scores (overlapped) �
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -100,6 +101,7 @@ class GRPO:
         started = time.perf_counter()
         experience, host = self._collect(self.programs.gather(state.params), step)
         host["time/rollout_s"] = time.perf_counter() - started
+        return_freed_pages()
         batch = assemble(experience.rollout, experience.scores, stage)
         host["rollout/learned_rows"] = float(batch.loss_mask.any(1).mean())
         samples = self._sample_records(experience, batch, step)
@@ -210,6 +212,18 @@ class GRPO:
 
     def close(self) -> None:
         self.batches.close()
+
+
+def return_freed_pages() -> None:
+    """Gives the memory of freed arrays back to the system, on CPU, where the C library is glibc.
+
+    It keeps that of the sampling weights, which are many and small, and the update takes a large piece beside it: on
+    SmolLM2-135M a peak of 4.3 GB instead of 3.3, for 1 % of a step.
+    """
+    if jax.default_backend() == "cpu":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 def everyones(experience: Experience, layout: Layout) -> Experience:
