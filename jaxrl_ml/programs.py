@@ -172,7 +172,7 @@ class Programs:
         def lower(name: Any, function: Any, *arguments: Any, told: int = 0, donate: tuple = ()) -> Any:
             """Lowers a piece that gives a state, and `told` small values besides; returns what the state is like."""
             shapes = jax.eval_shape(function, *arguments)
-            like = jax.tree.map(self._decoding_like, shapes[0] if told else shapes)
+            like = self.decoding_like(shapes[0] if told else shapes)
             pinned = (_shardings(like), *[layout.replicated] * told) if told else _shardings(like)
             lowered[name] = jax.jit(function, out_shardings=pinned, donate_argnums=donate).lower(*arguments)
             return like
@@ -206,17 +206,21 @@ class Programs:
         with ThreadPoolExecutor() as pool:
             return dict(zip(lowered, pool.map(lambda piece: piece.compile(), lowered.values()), strict=True))
 
-    def _decoding_like(self, shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        """A leaf of the decoding state with its sharding: caches by rows and heads, the others by rows."""
+    def decoding_like(self, shapes: sampler.Decoding) -> sampler.Decoding:
+        """The decoding state of these shapes with its shardings: caches by rows and heads, the others by rows."""
         layout = self.sampling_layout
-        match len(shape.shape):
-            case 0:
-                sharding = layout.replicated
-            case 4:
-                sharding = layout.sharding(("rows", "kv_heads", None, None), shape.shape)
-            case rank:
-                sharding = layout.rows(rank)
-        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+        def place(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            match len(shape.shape):
+                case 0:
+                    sharding = layout.replicated
+                case 4:
+                    sharding = layout.sharding(("rows", "kv_heads", None, None), shape.shape)
+                case rank:
+                    sharding = layout.rows(rank)
+            return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+        return jax.tree.map(place, shapes)
 
     def extend(self, params: Params, first: int, count: int) -> Params:
         """`params`, of as many rows as there were, with those of `count` tokens added at id `first`: see extend_vocabulary."""

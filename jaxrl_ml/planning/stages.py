@@ -133,30 +133,13 @@ def _sampling(
     table = make.everywhere(jnp.int16, 2 + len("".join(stage.sampling.stop).encode()), programs.model.config.vocab_size)
     settings = make.like(sampler.settings_of(stage.sampling))
     begin = (weights, prompts, seed_words, table, stage.group_size, width, tag_width)
-    state = _decoding(programs, jax.eval_shape(lambda *arrays: programs.begin(*arrays, *begin[4:]), *begin[:4]))
+    state = programs.decoding_like(jax.eval_shape(lambda *arrays: programs.begin(*arrays, *begin[4:]), *begin[:4]))
     decode = (weights, state, table, settings, False, make.everywhere(jnp.int32), trie)
     return [
         Planned("gather", programs.gather, (params,), 1, 1, held - device_bytes(params)),
         Planned("prefill", programs.begin, begin, runs, 1, held),
         Planned("decode", programs.decode, decode, runs, width, held),
     ]
-
-
-def _decoding(programs: Programs, state: sampler.Decoding) -> sampler.Decoding:
-    """The decoding state with the shardings that it has: rows split, caches also over heads."""
-    layout = programs.sampling_layout
-
-    def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        match leaf.ndim:
-            case 0:
-                sharding = layout.replicated
-            case 4:
-                sharding = layout.sharding(("rows", "kv_heads", None, None), leaf.shape)
-            case rank:
-                sharding = layout.rows(rank)
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    return jax.tree.map(place, state)
 
 
 def _bytes(texts: Any) -> list[list[int]]:
