@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import jax
 import numpy as np
 import pytest
@@ -57,24 +59,35 @@ def many_stops() -> np.ndarray:
 
 @pytest.fixture(scope="module", params=MESHES, ids=["one", "cube"])
 def moving(request):
-    """A policy whose rows move twice, 32 cells to 8, and whose cache grows once."""
-    mesh = request.param
-    shards = mesh.data * mesh.fsdp
+    """A policy on a mesh of its own."""
+    return Policy(request.param, request.param.data * request.param.fsdp * request.param.tensor)
+
+
+@contextlib.contextmanager
+def moves(policy: Policy):
+    """Within, the policy's rows move twice, 32 cells to 8, and its cache grows once; yields its pieces when they are there.
+
+    No other policy samples within: its pieces would be of these grids too.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampler, "FIRST_WIDTH", 6)
-        patch.setattr(compaction, "FEWEST_CELLS", 8 // shards)
-        yield Policy(mesh, shards * mesh.tensor)
+        patch.setattr(compaction, "FEWEST_CELLS", 8 // policy.programs.sampling_layout.row_shards)
+        yield policy.programs._pieces
+    policy.programs._pieces.clear()
 
 
 def test_moving_rows_changes_nothing(one, moving):
-    for words in ((0, 1, 2, 3), (5, 1, 2, 3)):
-        assert_same_rows(moving.sample(words=words, table=many_stops()), one.sample(words=words, table=many_stops()))
-    (pieces,) = moving.programs._pieces.values()
-    called = set()
-    for name, piece in pieces.items():
-        pieces[name] = lambda *given, name=name, piece=piece: (called.add(name), piece(*given))[1]
-    moving.sample(words=(7, 1, 2, 3), table=many_stops())
-    moving.programs._pieces.clear()
+    draws = [(0, 1, 2, 3), (5, 1, 2, 3)]
+    expected = [one.sample(words=words, table=many_stops()) for words in draws]
+    assert not one.programs._pieces  # in one program, in which nothing moves
+    with moves(moving) as compiled:
+        for words, rollout in zip(draws, expected, strict=True):
+            assert_same_rows(moving.sample(words=words, table=many_stops()), rollout)
+        (pieces,) = compiled.values()
+        called = set()
+        for name, piece in pieces.items():
+            pieces[name] = lambda *given, name=name, piece=piece: (called.add(name), piece(*given))[1]
+        moving.sample(words=(7, 1, 2, 3), table=many_stops())
     kinds = [name if isinstance(name, str) else name[0] for name in called]
     assert [kinds.count(kind) for kind in ("begin", "move", "grow", "finish")] == [1, 2, 1, 1]
 
@@ -82,11 +95,14 @@ def test_moving_rows_changes_nothing(one, moving):
 @pytest.mark.parametrize("moving", MESHES[1:], ids=["cube"], indirect=True)
 def test_moving_rows_keeps_their_tags(one, moving):
     prompts, tagged = prompts_allowing(one, some_allowed(one.Q)), {"trie": trie(), "tag_width": W, "table": many_stops()}
-    expected, found = (policy.sample(prompts, **tagged) for policy in (one, moving))
+    expected = one.sample(prompts, **tagged)
+    with moves(moving) as compiled:
+        found = moving.sample(prompts, **tagged)
+        pieces = dict(next(iter(compiled.values())))
     assert_same_rows(found, expected)
     for name in ("state", "language"):
         np.testing.assert_array_equal(getattr(found.tags, name), getattr(expected.tags, name))
     np.testing.assert_array_equal(found.action_mask, expected.action_mask)
-    for name, piece in next(iter(moving.programs._pieces.values())).items():
+    for name, piece in pieces.items():
         if name[0] == "move":  # rows stay in their shard
             assert "all-gather" not in piece.as_text() and "all-to-all" not in piece.as_text()

@@ -209,11 +209,12 @@ def test_decoding_stops_when_every_row_has_stopped_and_in_pieces_gives_the_same(
 
 @pytest.mark.parametrize("mesh", [MeshConfig(data=1), MeshConfig(data=2, fsdp=2, tensor=2)], ids=["one", "cube"])
 def test_a_cache_that_grows_changes_nothing(one, mesh, monkeypatch):
+    expected, greedy = one.rollout, one.sample(sampling=GREEDY)  # before the patch: they are of a cache that does not grow
     monkeypatch.setattr(sampler, "FIRST_WIDTH", 2)
     growing = Policy(mesh, int(np.prod([mesh.data, mesh.fsdp, mesh.tensor])))
     assert sampler.cache_widths(growing.C) == [2, 4, 8, 12]
-    assert_same_rows(growing.sample(), one.rollout)
-    np.testing.assert_array_equal(growing.sample(sampling=GREEDY).completions, one.sample(sampling=GREEDY).completions)
+    assert_same_rows(growing.sample(), expected)
+    np.testing.assert_array_equal(growing.sample(sampling=GREEDY).completions, greedy.completions)
 
 
 @pytest.mark.parametrize("C", [1, 127, 128, 129, 4096, 5000])
