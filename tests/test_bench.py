@@ -88,7 +88,7 @@ def test_both_sides_of_the_log_prob_row_compute_the_same(monkeypatch):
     weights = jax.random.normal(keys[2], (B, C))
     sides = [
         bench_logprob.gradients(of, 0.5)(*arrays, weights)
-        for of in (bench_logprob.chunked_logprobs, bench_logprob.dense_logprobs)
+        for of in (bench_logprob.sliced_logprobs, bench_logprob.dense_logprobs)
     ]
     bench_logprob.agree(*sides)
     wrong = jax.tree.map(lambda x: 1.01 * x, sides[1])
