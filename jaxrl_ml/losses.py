@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxrl_ml.config import ComputeConfig, LossConfig
 from jaxrl_ml.models.attention import MASKED
-from jaxrl_ml.models.transformer import Constrain, unconstrained
+from jaxrl_ml.models.layers import Constrain, unconstrained
 
 MAX_LOG_RATIO = 20.0  # exp of more is meaningless and would overflow sums
 

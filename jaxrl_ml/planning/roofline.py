@@ -257,7 +257,7 @@ class _Model:
         work = self._forward(tokens, scores, 0.0, kind)
         work.flops = self._pass_flops(tokens, scores.pairs, logits, update)
         slices, at_once = self._slices(rows.head_tokens / R / M)
-        self._add_gathers(work, M, kind, 2 if rows.prompts else 1)
+        self._add_gathers(work, M, kind)
         if update and self.tensor > 1:  # the gradient by the states that log-probs are taken of
             by_hidden = self._summed(4 * rows.head_tokens / R * c.embed_dim)
             work.sent["all-reduce", self.tensor, self.tensor] += by_hidden
@@ -292,11 +292,8 @@ class _Model:
         # Chunks of the head are computed again whatever remat says.
         return 3 * layers + (1 + self.attends.backward / 2) * attention + again + 4 * head
 
-    def _add_gathers(self, work: Work, M: int, kind: str, gradients: int) -> None:
-        """The collectives of the weights, layers, embedding and head, a microbatch.
-
-        gradients: how many a layer has in a microbatch; those by prompts and by rows are added up after they were reduced.
-        """
+    def _add_gathers(self, work: Work, M: int, kind: str) -> None:
+        """The collectives of the weights, layers, embedding and head, a microbatch."""
         f, d, update = self.fsdp, self.data, kind == "update"
         head = table = self._head() / f
         passes = (2 if self.compute.remat == "full" else 1) if update else 1
@@ -304,7 +301,7 @@ class _Model:
             gathered = self.wide * (self.local.layers * passes + head * _HEAD_PASSES[kind]) + 4 * table
             work.sent["all-gather", f, self.span] += M * gathered * (f - 1)
             if update:
-                scattered = gradients * self.wide * self.local.layers + 4 * (table + head)
+                scattered = self.wide * self.local.layers + 4 * (table + head)
                 work.sent["reduce-scatter", f, self.span] += M * scattered * (f - 1)
         if d > 1 and update:
             work.sent["all-reduce", d, d * self.span] += 4 * M * self.local.total * 2 * (d - 1) / d
