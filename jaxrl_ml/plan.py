@@ -32,7 +32,7 @@ from jaxrl_ml.planning.curve import curve, curve_table
 from jaxrl_ml.planning.models import shape_of
 from jaxrl_ml.planning.options import Options
 from jaxrl_ml.planning.roofline import estimates
-from jaxrl_ml.planning.search import choices, flags, hint, microbatch_counts, remedies, splits
+from jaxrl_ml.planning.search import choices, flags, microbatch_counts, remedies, splits
 from jaxrl_ml.planning.tables import account, gib, heading, plan_table, rates_assumed, short, sweep_table
 from jaxrl_ml.planning.topology import CHIPS, Chip, Topology, attention_on, missing, parse, prepare_environment
 from jaxrl_ml.planning.work import Estimate, step_seconds
@@ -138,9 +138,6 @@ class Planner:
         for e in self.unfit(found):
             self._explain(e, mesh, stage)
         self.console.print(account(found, self.topology, self.compute.attention))
-        advice = hint(self.model, self.compute, stage, mesh, self.topology)
-        if advice:
-            self.console.print(f"hint: {advice}")
         if self.compiles:
             from jaxrl_ml.planning.compiled import versions
 

@@ -13,11 +13,9 @@ from pathlib import Path
 import pytest
 
 from jaxrl_ml import plan
-from jaxrl_ml.config import MeshConfig
 from jaxrl_ml.planning import compiled, curve, topology
-from jaxrl_ml.planning.models import SHAPES
 from jaxrl_ml.planning.roofline import estimates
-from jaxrl_ml.planning.search import hint, remedies
+from jaxrl_ml.planning.search import remedies
 from jaxrl_ml.planning.stages import Planned
 from jaxrl_ml.planning.work import Estimate
 from jaxrl_ml.types import UserError
@@ -32,7 +30,6 @@ config = Config(
     model=model,
     tokenizer=("a",),
     mesh=MeshConfig(data=1, fsdp=4, tensor=2),
-    compute=ComputeConfig(logprob_chunk_tokens=256),
     stages=(
         SFTStage(None, name="cold", batch_size=16, sequence_length=64),
         GRPOStage(None, None, name="rl", prompts_per_step=16, group_size=4, sampling=sampling, loss=LossConfig(kl="k3")),
@@ -247,23 +244,6 @@ def test_a_curve_ends_where_rows_do_and_never_asks_for_more_than_a_chip_has():
     # More chips than a slice has send over the network: the step never gets faster for it.
     assert all(b.choice.step_s > 0.95 * a.choice.step_s for a, b in zip(weak, weak[1:], strict=False)) and len(weak) >= 3
     assert not [p for p in points if p.scaling == "strong" and p.chips == 4096 and p.fits and p.choice.mesh.tensor < 8]
-
-
-def test_a_hint_saves_what_it_says():
-    loaded = plan.load("configs/skills_qwen2p5.py", ["--arm", "7b"])
-    model, stage, node = SHAPES["Qwen2.5-7B"], loaded.stages[0], topology.parse("h100:8")
-    assert hint(model, loaded.compute, stage, loaded.mesh, node) is None  # the config takes enough at a time
-    few = dataclasses.replace(loaded.compute, logprob_chunk_tokens=256)
-
-    def sent(compute):
-        return sum(e.runs * e.work.sent_bytes for e in estimates(model, compute, loaded.mesh, stage))
-
-    text = hint(model, few, stage, loaded.mesh, node)
-    count, share = re.match(r"--compute.logprob-chunk-tokens (\d+) would send (\d+)%", text).groups()
-    more = dataclasses.replace(few, logprob_chunk_tokens=int(count))
-    assert sent(more) / sent(few) == pytest.approx(int(share) / 100, abs=0.006) and int(share) < 67
-    assert max(e.memory.total for e in estimates(model, more, loaded.mesh, stage)) <= node.chip.memory
-    assert hint(model, few, stage, MeshConfig(8, 1, 1), node) is None  # nothing is gathered
 
 
 @pytest.mark.slow

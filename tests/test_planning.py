@@ -49,7 +49,7 @@ MODEL = dataclasses.replace(
     head_dim=16,
     tie_embeddings=False,
 )
-COMPUTE = ComputeConfig(dtype="float32", remat="full", logprob_chunk_tokens=64)
+COMPUTE = ComputeConfig(dtype="float32", remat="full", logits_mib=0.25)
 STAGE = GRPOStage(
     None,
     None,
@@ -369,10 +369,9 @@ def test_a_sweep_has_the_meshes_that_the_library_takes_and_no_others(heads, kv_h
 def test_choices_are_ranked_and_fit():
     model, topology = SHAPES["Qwen2.5-7B"], parse("v5e:8x8")
     stage = dataclasses.replace(
-        STAGE, prompts_per_step=256, sampling=SamplingConfig(max_prompt_tokens=1024, max_completion_tokens=1024)
+        STAGE, prompts_per_step=64, sampling=SamplingConfig(max_prompt_tokens=1024, max_completion_tokens=1024)
     )
-    # Few tokens at a time: meshes differ by how often they gather the head.
-    compute = dataclasses.replace(COMPUTE, dtype="bfloat16", logprob_chunk_tokens=4)
+    compute = dataclasses.replace(COMPUTE, dtype="bfloat16", logits_mib=512)
     ranked = choices(model, compute, stage, topology)
     assert len({choice.mesh for choice in ranked}) == len(ranked) > 3
     assert all(choice.memory <= topology.chip.memory for choice in ranked)

@@ -83,7 +83,7 @@ def told(point: Point) -> str:
     if not point.fits:
         return "too few rows" if point.choice is None else "does not fit"
     dollars = point.dollars(CHIPS[CURVE_CHIP])
-    return f"{short(point.choice.step_s)} s, {short(point.choice.memory / GIB)} GiB, ${dollars:.2f}"
+    return f"{short(point.choice.step_s)} s, {point.choice.memory / GIB:.0f} GiB, ${dollars:.2f}"
 
 
 def main() -> None:

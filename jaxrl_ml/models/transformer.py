@@ -215,7 +215,7 @@ class Transformer:
             "final_norm": {"scale": jnp.ones(c.embed_dim)},
         }
         if not c.tie_embeddings:
-            params["lm_head"] = std * jax.random.normal(head_key, (c.embed_dim, c.vocab_size))
+            params["lm_head"] = std * jax.random.normal(head_key, (c.vocab_size, c.embed_dim))
         return params
 
     def axes(self) -> Params:
@@ -231,7 +231,7 @@ class Transformer:
         layers = jax.tree.map(lambda box: ("layers", *box.names), boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
         axes = {"embed": ("vocab", "embed"), "layers": layers, "final_norm": {"scale": ("norm",)}}
         if not c.tie_embeddings:
-            axes["lm_head"] = ("embed", "vocab")
+            axes["lm_head"] = ("vocab", "embed")
         return axes
 
     def prefill(
@@ -341,18 +341,18 @@ class Transformer:
         raise ValueError(f"unknown remat {self.remat!r}")
 
     def head(self, params: Params) -> jax.Array:
-        """The output matrix [D, V]: the embedding's transpose where tied."""
-        return params["embed"].T if self.config.tie_embeddings else params["lm_head"]
+        """The output matrix [V, D]: the embedding where tied."""
+        return params["embed" if self.config.tie_embeddings else "lm_head"]
 
     def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
         """float32 logits [B, c, V] of hidden states [B, c, D]."""
         head = self.head(params).astype(self.dtype)
-        logits = jnp.einsum("bcd,dv->bcv", hidden, head, preferred_element_type=jnp.float32)
+        logits = jnp.einsum("bcd,vd->bcv", hidden, head, preferred_element_type=jnp.float32)
         return self.constrain(logits, ("rows", None, "vocab"))
 
 
 def extend_vocabulary(tables: Params, first: int, count: int, size: int) -> Params:
-    """The tables of a vocabulary, `embed` [V, D] and, untied, `lm_head` [D, V], at `size` ≥ V rows, with `count` new tokens.
+    """The tables of a vocabulary, `embed` [V, D] and, untied, `lm_head` [V, D], at `size` ≥ V rows, with `count` new tokens.
 
     The new tokens, ids `first` and on, and all ids from V on, get the mean of rows 0 … first − 1, those of the old tokens; the
     others keep theirs to the bit. Rows that the model kept in reserve beyond its tokenizer were never a token's: they are not
@@ -368,7 +368,7 @@ def extend_vocabulary(tables: Params, first: int, count: int, size: int) -> Para
         new = ((ids >= first) & (ids < first + count)) | (ids >= V)
         return jnp.where(new, table[:first].mean(0, keepdims=True), jnp.pad(table, ((0, size - V), (0, 0))))
 
-    return {name: extended(table.T).T if name == "lm_head" else extended(table) for name, table in tables.items()}
+    return jax.tree.map(extended, tables)
 
 
 def unstack(tree: Any, length: int) -> tuple:

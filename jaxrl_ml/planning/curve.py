@@ -38,7 +38,7 @@ STAGE = GRPOStage(
     sampling=SamplingConfig(max_prompt_tokens=1024, max_completion_tokens=1024),
     loss=LossConfig(kl="k3"),
 )
-COMPUTE = ComputeConfig(dtype="bfloat16", remat="full", logprob_chunk_tokens=2048)
+COMPUTE = ComputeConfig(dtype="bfloat16", remat="full", logits_mib=512)
 
 
 class Point(NamedTuple):

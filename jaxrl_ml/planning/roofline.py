@@ -32,7 +32,7 @@ _SPLASH = _Attends(3 + 4, {"forward": 3, "update": 12}, {"forward": 2.0, "update
 # How often a layer's activations are passed over: as wide as the MLP, or as the model.
 _WIDE_PASSES, _NARROW_PASSES = {"forward": 5, "update": 20}, {"forward": 12, "update": 48}
 _DRAWN = 256  # tokens that one is drawn among: sampler.BLOCK
-_HEAD_GATHERS = {"forward": 1, "update": 2}  # a chunk of log-probs: forwards, and backwards, where its logits come again
+_HEAD_PASSES = {"forward": 1, "update": 2}  # of log-probs: forwards, and backwards, where logits come again
 
 
 def splash_block(queries: int) -> int:
@@ -268,24 +268,32 @@ class _Model:
         work = self._forward(tokens, scores, 0.0, kind)
         work.flops = self._pass_flops(tokens, scores.pairs, logits, update)
         self._add_sequences(work, tokens, kind)
-        chunk_width = max(1, min(width, self.compute.logprob_chunk_tokens * R * M // rows.rows))
-        chunks = M * math.ceil(width / chunk_width)
-        self._add_gathers(work, M, chunks, kind, 2 if rows.prompts else 1)
+        slices, at_once = self._slices(head_tokens / M)
+        self._add_gathers(work, M, kind, 2 if rows.prompts else 1)
         if update and self.tensor > 1:  # the gradient by the states that log-probs are taken of
             by_hidden = self._summed(4 * head_tokens * c.embed_dim)
             work.sent["all-reduce", self.tensor, self.tensor] += by_hidden
-        work.bytes += 4 * logits * (4 if update else 2) * 2 + chunks * 2 * self.wide * self._head() * _HEAD_GATHERS[kind]
+        by_hidden = slices * head_tokens * c.embed_dim if update else 0  # added to, slice by slice
+        work.bytes += (
+            4 * logits * (4 if update else 2) * 2 + M * 2 * self.wide * self._head() * _HEAD_PASSES[kind] + 8 * by_hidden
+        )
         work.bytes += M * self._weights() * (4 if update else 1) + (3 * state if update else 0)
         if update:  # gradients in float32: zeroed, written and added up, those of the embedding before they are scattered too
             work.bytes += M * 4 * (5 * self.local.total + 5 * self._head())
         arguments = (state if update else 4 * self.local.total) + cells
-        temporaries = self._temporaries(tokens / M, held / M, head_tokens / chunks, M, kind, stage)
+        temporaries = self._temporaries(tokens / M, held / M, at_once, M, kind, stage)
         made = state if update else 4 * rows.rows * rows.width / R
         return work, Memory(arguments, made, temporaries, arguments + (0 if update else made) + temporaries)
 
     def _head(self) -> float:
         """Elements of the output matrix on a device, gathered over fsdp."""
         return self.c.vocab_size * self.c.embed_dim / self.tensor
+
+    def _slices(self, tokens: float) -> tuple[int, float]:
+        """In how many slices the log-probs of tokens a device are taken, and the logits of one (`losses.Slicing`)."""
+        size = self.c.vocab_size // self.tensor
+        width = self.compute.slice_width(tokens, size)
+        return math.ceil(size / width), tokens * width
 
     def _pass_flops(self, tokens: float, pairs: float, logits: float, update: bool) -> float:
         c = self.c
@@ -298,8 +306,8 @@ class _Model:
         # Chunks of the head are computed again whatever remat says.
         return 3 * layers + (1 + self.attends.backward / 2) * attention + again + 4 * head
 
-    def _add_gathers(self, work: Work, M: int, chunks: int, kind: str, gradients: int) -> None:
-        """The collectives of the weights: layers and embedding a microbatch, the head a chunk of log-probs.
+    def _add_gathers(self, work: Work, M: int, kind: str, gradients: int) -> None:
+        """The collectives of the weights, layers, embedding and head, a microbatch.
 
         gradients: how many a layer has in a microbatch; those by prompts and by rows are added up after they were reduced.
         """
@@ -307,14 +315,11 @@ class _Model:
         head = table = self._head() / f
         passes = (2 if self.compute.remat == "full" else 1) if update else 1
         if f > 1:
-            gathered = (
-                M * (self.wide * self.local.layers * passes + 4 * table) + chunks * self.wide * head * _HEAD_GATHERS[kind]
-            )
-            work.sent["all-gather", f, self.span] += gathered * (f - 1)
+            gathered = self.wide * (self.local.layers * passes + head * _HEAD_PASSES[kind]) + 4 * table
+            work.sent["all-gather", f, self.span] += M * gathered * (f - 1)
             if update:
-                work.sent["reduce-scatter", f, self.span] += (
-                    M * (gradients * self.wide * self.local.layers + 4 * table) + chunks * 4 * head
-                ) * (f - 1)
+                scattered = gradients * self.wide * self.local.layers + 4 * (table + head)
+                work.sent["reduce-scatter", f, self.span] += M * scattered * (f - 1)
         if d > 1 and update:
             work.sent["all-reduce", d, d * self.span] += 4 * M * self.local.total * 2 * (d - 1) / d
 
@@ -335,16 +340,14 @@ class _Model:
         if update:
             work.sent[back, x, x * self.tensor] += sent
 
-    def _temporaries(self, tokens: float, written: float, chunk: float, M: int, kind: str, stage: Stage) -> float:
-        """Bytes held in the pass over one microbatch, of tokens a device; written: by a layer's attention; chunk: tokens of the
-        head's.
-        """
+    def _temporaries(self, tokens: float, written: float, logits: float, M: int, kind: str, stage: Stage) -> float:
+        """Bytes held in the pass over a microbatch, of tokens a device; written: by a layer's attention; logits: of a slice."""
         c, update = self.c, kind == "update"
         trained = self._adapter(stage.lora.rank) if stage.lora else self.local.total
         layer = self.wide * (self.gathered.layers / c.num_layers * 2 + tokens * (2 * c.mlp_dim / self.tensor + 4 * c.embed_dim))
-        wide = max(written * self.attends.held[kind] + layer, 4 * 3 * chunk * c.vocab_size / self.tensor)
-        # Gathered: the embedding in float32, the head; in an update both their gradients, float32, before they are scattered.
-        tables = self._head() * (4 + self.wide + (8 if update else 0)) if self.fsdp > 1 else 0.0
+        wide = max(written * self.attends.held[kind] + layer, 4 * 3 * logits)
+        # Gathered: the embedding in float32; in an update its gradient, float32, before it is scattered.
+        tables = self._head() * (8 if update else 4) if self.fsdp > 1 else 0.0
         if not update:
             return wide + tables
         saved = {"full": 1, "dots": 8, "none": 16}[self.compute.remat]

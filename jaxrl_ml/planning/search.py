@@ -106,25 +106,6 @@ def remedies(
     return found or [f"more chips, or a chip with more memory: no mesh of {topology.name} is worked out to fit"]
 
 
-def hint(c: ModelConfig, compute: ComputeConfig, stage: Stage, mesh: MeshConfig, topology: Topology) -> str | None:
-    """Whether more log-probs at a time would save a third of what is sent: the head is gathered over fsdp for each chunk."""
-
-    def sent(chunk: int) -> tuple[float, float]:
-        found = estimates(c, dataclasses.replace(compute, logprob_chunk_tokens=chunk), mesh, stage)
-        return sum(e.runs * e.work.sent_bytes for e in found), max(e.memory.total for e in found)
-
-    chunk = compute.logprob_chunk_tokens
-    now, most = sent(chunk)[0], chunk
-    while sent(4 * most)[0] < 0.67 * sent(most)[0] and sent(4 * most)[1] <= topology.chip.memory:
-        most *= 4
-    if most == chunk:
-        return None
-    return (
-        f"--compute.logprob-chunk-tokens {most} would send {sent(most)[0] / now:.0%} of this a step (worked out): the head is "
-        f"gathered for each chunk, of {chunk} tokens of a row shard"
-    )
-
-
 def flags(choice: Choice, number: int) -> str:
     """A choice as overrides of a config."""
     return f"{mesh_flags(choice.mesh)} --stages.{number}.num-microbatches {choice.microbatches}"
@@ -146,6 +127,9 @@ def _changes(
                 mesh,
                 dataclasses.replace(stage, num_microbatches=count),
             )
+    default = ComputeConfig().logits_mib
+    if compute.logits_mib > default:
+        yield f"--compute.logits-mib {default}", dataclasses.replace(compute, logits_mib=default), mesh, stage
     if compute.remat != "full":
         yield "--compute.remat full", dataclasses.replace(compute, remat="full"), mesh, stage
     if isinstance(stage, GRPOStage):
