@@ -323,6 +323,28 @@ def test_a_compiled_plan_is_kept_until_the_program_changes(tmp_path, monkeypatch
         compiled.compile_program(other, expected, topology, tmp_path)
 
 
+def test_what_xla_fails_on_without_a_gpu_is_compiled_without_triton(tmp_path):
+    class Lowered:
+        def __init__(self, says: str) -> None:
+            self.says, self.tried = says, []
+
+        def compile(self, options: dict | None = None):
+            self.tried.append(options)
+            if not options or "EXHAUSTED" in self.says:
+                raise jax.errors.JaxRuntimeError(self.says)
+            return jax.jit(lambda x: x + 1).lower(1.0).compile()
+
+    tiles, full = Lowered("INTERNAL: Couldn't find output tile sizes"), Lowered("RESOURCE_EXHAUSTED: out of memory")
+    for name, lowered in (("tiles", tiles), ("full", full)):
+        compiled._compile(lowered, tmp_path / name, "h100", "complaint")
+    kept = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in ("tiles", "full")}
+    assert tiles.tried == [None, {"xla_gpu_enable_triton_gemm": False}] and full.tried == [None]
+    assert kept["tiles"]["error"] is None and "Triton" in kept["tiles"]["note"]
+    assert "EXHAUSTED" in kept["full"]["error"] and not kept["full"]["note"]
+    with pytest.raises(UserError, match="complaint: INTERNAL"):
+        compiled._compile(Lowered("INTERNAL: Couldn't find"), tmp_path / "cpu", "cpu", "complaint")
+
+
 def test_a_stage_with_languages_and_several_updates_is_planned_whole():
     stage = dataclasses.replace(
         STAGE,

@@ -96,7 +96,10 @@ def remedies(
     before = of(compute, mesh, stage)
     scale = over.memory.peak / before.memory.peak
     found = []
-    for text, *changed in _changes(c, compute, stage, number, mesh):
+    changes = [*_changes(c, compute, stage, number, mesh)]
+    if over.name.endswith(("/score", "/update")) and isinstance(stage, GRPOStage):
+        changes += _in_parts(c, compute, stage, number, mesh)
+    for text, *changed in changes:
         after = of(*changed)
         if after is not None and after.memory.peak * scale + after.memory.beside <= limit:
             found.append(f"{text} (worked out: {(after.memory.peak * scale + after.memory.beside) / 2**30:.1f} GiB)")
@@ -149,7 +152,6 @@ def _changes(
         yield text, compute, mesh, dataclasses.replace(stage, sampling=half)
         if compute.sampling_weights != "split" and mesh.fsdp > 1 and splits(c, mesh, "split"):
             yield "--compute.sampling-weights split", dataclasses.replace(compute, sampling_weights="split"), mesh, stage
-        yield from _in_parts(c, compute, stage, number, mesh)
     whole = dataclasses.replace(mesh, data=1, fsdp=mesh.data * mesh.fsdp)
     if mesh.data > 1 and splits(c, whole):
         yield f"--mesh.data 1 --mesh.fsdp {whole.fsdp}", compute, whole, stage
