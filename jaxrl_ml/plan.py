@@ -141,7 +141,8 @@ class Planner:
         if self.compiles:
             from jaxrl_ml.planning.compiled import versions
 
-            self.console.print(f"compiled with {versions(self.topology)}")
+            step = short(step_seconds(self.worked_out(mesh, stage), self.topology.chip))
+            self.console.print(f"compiled with {versions(self.topology)}; from sizes alone {step} s are worked out")
         return found
 
     def unfit(self, found: Sequence[Estimate]) -> list[Estimate]:
@@ -157,11 +158,6 @@ class Planner:
         for choice in ranked[:2]:
             self.console.print(flags(choice, self.number), soft_wrap=True)
             plans.append(self.show(choice.mesh, dataclasses.replace(self.stage, num_microbatches=choice.microbatches)))
-        if self.compiles and not self.options.program:
-            for choice, found in zip(ranked, plans, strict=False):
-                compiled = short(step_seconds(found, self.topology.chip))
-                told = f"{flags(choice, self.number)}: {short(choice.step_s)} s worked out, {compiled} s compiled"
-                self.console.print(told, soft_wrap=True)
         return any(map(self.unfit, plans))
 
     def _check(self, mesh: MeshConfig, stage: Stage) -> None:
@@ -183,12 +179,16 @@ class Planner:
             f"embed_dim={c.embed_dim}: use another mesh, or --sweep",
         )
 
+    def worked_out(self, mesh: MeshConfig, stage: Stage) -> list[Estimate]:
+        """The programs of a step that are asked for, on a mesh with `data` given, from sizes alone."""
+        found, wanted = estimates(self.model, self.compute, mesh, stage), self.options.program
+        found = [e for e in found if not wanted or e.name.split("/")[-1] in wanted]
+        require(bool(found), f"--program {' '.join(wanted)}: {stage.name} has no such program")
+        return found
+
     def estimates(self, mesh: MeshConfig, stage: Stage) -> list[Estimate]:
-        """The programs of a step on a mesh with `data` given, compiled where that is possible."""
-        worked_out = estimates(self.model, self.compute, mesh, stage)
-        if self.options.program:
-            worked_out = [e for e in worked_out if e.name.split("/")[-1] in self.options.program]
-            require(bool(worked_out), f"--program {' '.join(self.options.program)}: {stage.name} has no such program")
+        """As `worked_out`, but compiled where that is possible."""
+        worked_out = self.worked_out(mesh, stage)
         if not self.compiles:
             return worked_out
         prepare_environment()

@@ -246,9 +246,27 @@ def test_a_curve_ends_where_rows_do_and_never_asks_for_more_than_a_chip_has():
     assert not [p for p in points if p.scaling == "strong" and p.chips == 4096 and p.fits and p.choice.mesh.tensor < 8]
 
 
+def test_the_readme_has_what_the_tool_prints():
+    spec = importlib.util.spec_from_file_location("plans", ROOT / "tools" / "plans.py")
+    plans = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(plans)
+    readme = (ROOT / "README.md").read_text()
+    for row in (f"| | {plans.PLANS_HEAD} |", *plans.curve_rows()):
+        assert f"{row}\n" in readme, row
+    for model, *_, where, _, _ in plans.PLANS:  # their figures take minutes each
+        assert readme.count(f"| {model}, {where}; step ") == 2, (model, where)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "package"), [("v5e:2x4", "libtpu"), ("h100:8", "jax_cuda13_plugin")])
-def test_a_small_model_compiles_for_accelerators_as_it_is_worked_out(name, package, config, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "package", "mesh"),
+    [
+        ("v5e:2x4", "libtpu", []),
+        ("v5e:2x4", "libtpu", ["--mesh.fsdp", "2", "--mesh.context", "2"]),
+        ("h100:8", "jax_cuda13_plugin", []),
+    ],
+)
+def test_a_small_model_compiles_for_accelerators_as_it_is_worked_out(name, package, mesh, config, tmp_path):
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed: the extra `plan` has it")
     environment = {**os.environ, "XLA_FLAGS": "", "COLUMNS": "100"}
@@ -265,6 +283,7 @@ def test_a_small_model_compiles_for_accelerators_as_it_is_worked_out(name, packa
             "rl",
             "--cache",
             str(tmp_path / "kept"),
+            *mesh,
         ]
         done = subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr[-2000:]
