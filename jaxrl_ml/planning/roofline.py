@@ -264,11 +264,11 @@ class _Model:
         if self.attends is _PLAIN and not update:  # the scores of the row's own keys are done with before the prompt's come
             held = 4 * self._score_elements(rows.rows / R, width, max(rows.width, rows.shared))
         scores = own.plus(self._scores(rows.prompts / R, rows.prompt_width, 0)) if rows.prompts else own
-        logits = head_tokens * c.vocab_size / self.tensor
+        slices, at_once = self._slices(head_tokens / M)
+        logits = M * slices * at_once  # the last slice overlaps the one before
         work = self._forward(tokens, scores, 0.0, kind)
         work.flops = self._pass_flops(tokens, scores.pairs, logits, update)
         self._add_sequences(work, tokens, kind)
-        slices, at_once = self._slices(head_tokens / M)
         self._add_gathers(work, M, kind, 2 if rows.prompts else 1)
         if update and self.tensor > 1:  # the gradient by the states that log-probs are taken of
             by_hidden = self._summed(4 * head_tokens * c.embed_dim)
