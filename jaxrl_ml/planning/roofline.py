@@ -197,7 +197,8 @@ class _Model:
             sent["all-gather", f, self.span] = layers * (f / x - 1) + tables * (f - 1)
             sent["all-to-all", x, x * self.tensor] = layers * (x - 1) / x
         work = Work(0.0, read + 2 * made, +sent)
-        return Estimate("gather", work, Memory(read, made, made / 8, read + made * 9 / 8, held - read), 1)
+        spare = made * (0.9 if self.attends is _SPLASH else 1 / 8)  # TPU gathers into buffers of their own
+        return Estimate("gather", work, Memory(read, made, spare, read + made + spare, held - read), 1)
 
     def _weights(self) -> float:
         return self.wide * self.gathered.total
