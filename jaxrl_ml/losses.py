@@ -84,8 +84,8 @@ def _over_slices(step: Any, carry: Any, hidden: jax.Array, head: jax.Array, temp
 
     def one(carry: Any, number: jax.Array) -> tuple[Any, None]:
         start = jnp.minimum(number * width, size - width)
-        part = jax.lax.dynamic_slice_in_dim(columns, start, width, axis=1).astype(hidden.dtype)
-        part = constrain(part, ("vocab", None, None))
+        part = constrain(jax.lax.dynamic_slice_in_dim(columns, start, width, axis=1), ("vocab", None, "embed"))
+        part = constrain(part.astype(hidden.dtype), ("vocab", None, None))  # gathered slice by slice, in their dtype
         logits = jnp.einsum("bcd,pwd->bcpw", hidden, part, preferred_element_type=jnp.float32) / temperature
         column = start + jnp.arange(width)
         new = (column >= number * width)[None]
