@@ -1,6 +1,6 @@
 """Prints the two tables of README's section Plans, as they stand there: six plans compiled, and the curve of v5p.
 
-    python tools/plans.py            # an hour of one core where nothing is kept in runs/.plans, else a minute
+    python tools/plans.py            # half an hour of one core where nothing is kept in runs/.plans, else minutes
     python tools/plans.py v5e        # only the plans whose topology starts so, and no curve
 
 Needs the extra `plan`.

@@ -28,10 +28,14 @@ def heading(found: Sequence[Estimate], stage: Stage, mesh: MeshConfig, topology:
     kind = (
         f"{stage.prompts_per_step} prompts × {stage.group_size}" if isinstance(stage, GRPOStage) else f"{stage.batch_size} rows"
     )
-    how = "; worked out, not compiled" if all(e.compile_s is None for e in found) else ""
+    how = "; worked out, not compiled" if is_worked_out(found) else ""
     axes = f"data {mesh.data} × fsdp {mesh.fsdp} × tensor {mesh.tensor}"
     axes += f" × context {mesh.context}" if mesh.context > 1 else ""
     return f"{stage.name} on {topology.name}, {axes}: {kind}, {stage.num_microbatches} microbatches{how}"
+
+
+def is_worked_out(found: Sequence[Estimate]) -> bool:
+    return all(e.compile_s is None for e in found)
 
 
 def plan_table(found: Sequence[Estimate], topology: Topology) -> Table:
@@ -79,7 +83,12 @@ def account(found: Sequence[Estimate], topology: Topology, attention: str) -> st
     lines += [
         f"predicted: {short(step)} s a step, {short(dollars)} dollars at {chip.price:g} a chip-hour",
         f"beside it: what lives on the device meanwhile and is no argument. {rates_assumed(chip)}; every row sampled to the "
-        f"limit, the cache at its widest; {how}; nothing of the host's.",
+        f"limit, the cache at its widest; {how}; nothing of the host's."
+        + (
+            " Compiled plans had up to 1.3 times the memory and 1.8 times the bytes sent and moved of this."
+            if is_worked_out(found)
+            else ""
+        ),
     ]
     return "\n".join(lines)
 
