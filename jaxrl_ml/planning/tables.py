@@ -83,13 +83,10 @@ def account(found: Sequence[Estimate], topology: Topology, attention: str) -> st
     lines += [
         f"predicted: {short(step)} s a step, {short(dollars)} dollars at {chip.price:g} a chip-hour",
         f"beside it: what lives on the device meanwhile and is no argument. {rates_assumed(chip)}; every row sampled to the "
-        f"limit, the cache at its widest; {how}; nothing of the host's."
-        + (
-            " Compiled plans had up to 1.3 times the memory and 1.8 times the bytes sent and moved of this."
-            if is_worked_out(found)
-            else ""
-        ),
+        f"limit, the cache at its widest; {how}; nothing of the host's.",
     ]
+    if is_worked_out(found):
+        lines.append("Compiled, plans had up to 1.4 times the memory, and 1.9 times the bytes, that were worked out.")
     return "\n".join(lines)
 
 
