@@ -215,6 +215,8 @@ class Planner:
         )
         for size, shape, operation in e.largest:
             self.console.print(f"    {gib(size)} GiB  {shape}  {operation[-80:]}")
+        if e.refused and not e.largest:
+            self.console.print("    the compiler lists no arrays")
         for text in remedies(self.model, self.compute, stage, self.number, mesh, self.topology, e):
             self.console.print(f"  change: {text}", soft_wrap=True)
 

@@ -252,7 +252,7 @@ def test_the_readme_has_what_the_tool_prints():
     spec.loader.exec_module(plans)
     readme = (ROOT / "README.md").read_text()
     for row in (f"| | {plans.PLANS_HEAD} |", *plans.curve_rows()):
-        assert f"{row}\n" in readme, row
+        assert f"{row}\n" in readme, f"README lacks what tools/plans.py prints: {row}"
     for model, *_, where, _, _ in plans.PLANS:  # their figures take minutes each
         assert readme.count(f"| {model}, {where}; step ") == 2, (model, where)
 
