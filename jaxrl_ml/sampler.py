@@ -29,7 +29,7 @@ from jaxrl_ml.models.transformer import KVCache, PromptCache, Transformer
 from jaxrl_ml.types import Params, Prompts, Rollout, Tags, TagTrie
 
 FIRST_WIDTH = 128
-BLOCK = 256  # tokens drawn among at a time
+BLOCK = 256  # tokens drawn among at a time, at most
 
 
 class Settings(NamedTuple):
@@ -102,14 +102,24 @@ def truncate(logits: jax.Array, settings: Settings) -> jax.Array:
     return jnp.where(logits >= cutoff, logits, MASKED)
 
 
+def block_size(V: int) -> int:
+    """Tokens drawn among at a time: a power of two up to BLOCK of which an eighth of a vocabulary has a whole number.
+
+    So blocks stay where up to eight devices split a real vocabulary, and depend on it alone; BLOCK where there is no such of 16.
+    """
+    even = V & -V  # the largest power of two that divides it
+    return min(BLOCK, even // 8) if even >= 8 * 16 else min(BLOCK, V)
+
+
 def draw(logits: jax.Array, keys: jax.Array, settings: Settings, truncates: bool) -> tuple[jax.Array, jax.Array]:
     """One token int32 [B] and its log-prob f32 [B] from logits f32 [B, V], under the settings; greedy rows have log-prob 0.
 
-    By inversion, in two steps: a block of BLOCK tokens, then a token in it. It takes two random numbers a row and one pass over
-    the logits, where the largest of logits + Gumbel noise takes one a token, which costs more than a small model's layers.
+    By inversion, in two steps: a block of `block_size` tokens, then a token in it. It takes two random numbers a row and one
+    pass over the logits, where the largest of logits + Gumbel noise takes one a token, which costs more than a small model's
+    layers.
     """
     V = logits.shape[-1]
-    size = min(BLOCK, V)
+    size = block_size(V)
 
     def greedy() -> tuple[jax.Array, jax.Array]:
         return jnp.argmax(logits, axis=-1), jnp.zeros(logits.shape[:1])

@@ -225,6 +225,17 @@ def test_widths_of_the_cache_double_up_to_the_completion(C):
     assert len(widths) <= 1 + max(0, np.ceil(np.log2(C / sampler.FIRST_WIDTH)))
 
 
+@pytest.mark.parametrize("V", [49_152, 128_256, 151_936, 152_064])
+def test_blocks_of_real_vocabularies_stay_whole_on_eight_devices(V):
+    assert 16 <= sampler.block_size(V) <= sampler.BLOCK
+    assert V % (8 * sampler.block_size(V)) == 0
+
+
+@pytest.mark.parametrize("V", [1, 48, 117, 50_257])
+def test_blocks_of_other_vocabularies_are_as_large_as_may_be(V):
+    assert sampler.block_size(V) == min(sampler.BLOCK, V)
+
+
 def test_top_k_of_one_is_greedy_and_certain(one):
     found, greedy = one.sample(sampling=SamplingConfig(top_k=1)), one.sample(sampling=GREEDY)
     np.testing.assert_array_equal(found.completions, greedy.completions)
