@@ -105,7 +105,7 @@ def truncate(logits: jax.Array, settings: Settings) -> jax.Array:
 def block_size(V: int) -> int:
     """Tokens drawn among at a time: a power of two up to BLOCK of which an eighth of a vocabulary has a whole number.
 
-    So blocks stay where up to eight devices split a real vocabulary, and depend on it alone; BLOCK where there is no such of 16.
+    So blocks stay where up to eight devices split a real vocabulary, and depend on it alone. BLOCK where none is 16 or more.
     """
     even = V & -V  # the largest power of two that divides it
     return min(BLOCK, even // 8) if even >= 8 * 16 else min(BLOCK, V)
