@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -18,6 +18,9 @@ from jaxrl_ml.models import hf, lora
 from jaxrl_ml.models.transformer import Transformer
 from jaxrl_ml.tokenizer import Tokenizer
 from jaxrl_ml.types import Params, UserError
+
+if TYPE_CHECKING:
+    from jaxrl_ml.checkpoint import Checkpoints
 
 
 def is_run(path: Path) -> bool:
@@ -73,13 +76,24 @@ def load_adapted(path: str | Path, model: Transformer, shardings: Any, step: int
         if step is not None:
             raise UserError(f"step={step}: {path} is a Hugging Face folder and has no steps; leave the step out")
         return hf.load_params(path, model, shardings)
+    with open_checkpoints(path) as checkpoints:
+        return checkpoints.restore_params(step, shapes_of(model, shardings))
+
+
+def open_checkpoints(run: str | Path) -> Checkpoints:
+    """The checkpoints of a run folder, to read: as a context. Raises UserError where it is none."""
     from jaxrl_ml.checkpoint import Checkpoints
 
-    shapes = jax.tree.map(
+    if not is_run(run):
+        raise UserError(f"{run} is not a run folder: it has no model.json")
+    config = load_run(run).checkpoint if (Path(run) / "config.py").is_file() else CheckpointConfig()
+    return Checkpoints(run, config, read_only=True)
+
+
+def shapes_of(model: Transformer, shardings: Any) -> Params:
+    """ShapeDtypeStructs of a model's plain parameters."""
+    return jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
         jax.eval_shape(model.init, jax.random.key(0)),
         shardings,
     )
-    config = load_run(path).checkpoint if (path / "config.py").is_file() else CheckpointConfig()
-    with Checkpoints(path, config, read_only=True) as checkpoints:
-        return checkpoints.restore_params(step, shapes)
