@@ -23,7 +23,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from jaxrl_ml import processes
+from jaxrl_ml import processes, storage
 from jaxrl_ml.config import CheckpointConfig, LoRAConfig
 from jaxrl_ml.models import lora
 from jaxrl_ml.types import Params, TrainState, UserError
@@ -32,6 +32,7 @@ logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every phase o
 
 
 CHECKSUMS = "checksums.json"
+_COMMITTED = "commit_success.txt"  # what orbax writes last in a bucket, where it cannot rename
 _TIMES = "_CHECKPOINT_METADATA"  # of the save, which orbax writes once more as it commits
 _BASE = "frozen base of the adapter"
 
@@ -40,7 +41,7 @@ class Checkpoints:
     """The checkpoints of one run folder; saves run in the background until `wait` or `close`."""
 
     def __init__(self, run_dir: Path, config: CheckpointConfig, read_only: bool = False) -> None:
-        self.folder = Path(run_dir).absolute() / "checkpoints"
+        self.folder = storage.for_orbax(run_dir) / "checkpoints"
         kept: list[Any] = [policies.LatestN(n=config.keep)]
         rank = None
         if config.best_metric is not None:
@@ -220,9 +221,10 @@ class Checkpoints:
 def _write_checksums(folder: Path) -> None:
     """Leaves the digests of the files of a folder that is being saved, and has its last name not yet, beside them."""
     if jax.process_index() == 0:
-        for unfinished in folder.parent.glob(f"{folder.name}.orbax-checkpoint-tmp*"):
-            files = [path for path in unfinished.rglob("*") if path.is_file() and path.name != _TIMES]
-            digests = {path.relative_to(unfinished).as_posix(): _digest(path) for path in files}
+        in_bucket = storage.is_remote(folder)  # where no folder has a first name
+        for unfinished in [folder] if in_bucket else folder.parent.glob(f"{folder.name}.orbax-checkpoint-tmp*"):
+            names = [name for name in storage.names_below(unfinished) if not name.endswith(_TIMES)]
+            digests = {name: _digest(unfinished / name) for name in names}
             (unfinished / CHECKSUMS).write_text(json.dumps(digests, indent=1) + "\n")
 
 
@@ -255,7 +257,7 @@ def _reason(error: Exception) -> str:
 
 def save_reference(folder: Path, params: Params) -> None:
     """Keeps a KL reference, or the base of an adapter, beside the checkpoints; it appears only when complete."""
-    folder = Path(folder).absolute()
+    folder = storage.for_orbax(folder)
     options = ocp.AsyncOptions(post_finalization_callback=partial(_write_checksums, folder))  # called before the commit
     with ocp.StandardCheckpointer(async_options=options) as checkpointer:
         checkpointer.save(folder, params, force=True)
@@ -263,15 +265,16 @@ def save_reference(folder: Path, params: Params) -> None:
 
 def load_reference(folder: Path, shapes: Params, what: str = "KL reference") -> Params:
     """The parameters kept in `folder`. Raises UserError, that calls them `what`, where there are none, or they are damaged."""
+    folder = storage.for_orbax(folder)
     with _told_of(folder, what), ocp.StandardCheckpointer() as checkpointer:
-        _verify(Path(folder))
-        return checkpointer.restore(Path(folder).absolute(), shapes)
+        _verify(folder)
+        return checkpointer.restore(folder, shapes)
 
 
 @contextmanager
 def _told_of(folder: Path, what: str) -> Iterator[None]:
     """What goes wrong with frozen weights inside is told as a UserError."""
-    if not Path(folder).is_dir():
+    if not (folder / _COMMITTED if storage.is_remote(folder) else folder).exists():
         raise UserError(f"the {what} {folder} is missing; restore it, or start again in another run_dir")
     try:
         yield

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from jaxrl_ml import storage
 from jaxrl_ml.cli import run_command
 from jaxrl_ml.types import Params, UserError
 
@@ -35,6 +36,7 @@ def from_hf(folder: Annotated[Path, tyro.conf.Positional], run: Annotated[Path, 
         folder: The Hugging Face folder: config.json, safetensors, tokenizer.
         run: The run folder to make; it must not exist, or be empty.
     """
+    folder, run = storage.at(folder), storage.at(run)
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise UserError(f"{run} exists and is not empty: give another folder, or remove it")
     from jaxrl_ml import pretrained
@@ -48,8 +50,9 @@ def from_hf(folder: Annotated[Path, tyro.conf.Positional], run: Annotated[Path, 
     tokenizer = pretrained.read_tokenizer(folder)
     with Checkpoints(run, CheckpointConfig()) as checkpoints:
         checkpoints.save_params(0, params)
-    tokenizer.save(run / "tokenizer")
-    pretrained.write_model_config(run, model.config)  # last: it is what makes the folder a model
+    tokenizer.save(storage.local(run) / "tokenizer")
+    pretrained.write_model_config(storage.local(run), model.config)  # last: it is what makes the folder a model
+    storage.push(run)
     print(f"wrote {_describe(model)} from {folder} to run folder {run}, step 0")
 
 
@@ -70,6 +73,7 @@ def to_hf(
     from jaxrl_ml import pretrained
     from jaxrl_ml.models import hf
 
+    run = storage.at(run)
     with pretrained.open_checkpoints(run) as checkpoints:
         model, shardings = _on_one_device(run)
         params = checkpoints.leaves(step, pretrained.shapes_of(model, shardings))
@@ -97,6 +101,7 @@ def to_adapter(
     from jaxrl_ml.cli import load_run
     from jaxrl_ml.models import hf, peft
 
+    run = storage.at(run)
     trained = load_run(run)
     with pretrained.open_checkpoints(run) as checkpoints:
         step = checkpoints.best() if step is None else step
@@ -111,7 +116,7 @@ def to_adapter(
         if base is not None:
             frozen = checkpoints.leaves(step, shapes, merge=False)
             hf.save_params(base, frozen, model.config, "float32", pretrained.read_tokenizer(run))
-        elif hub is None or pretrained.is_run(Path(hub)) or start is not trained.stage_of(1):
+        elif hub is None or pretrained.is_run(hub) or start is not trained.stage_of(1):
             raise UserError(
                 f"the adapter of {run}, step {step}, lies on weights of this run; have them written with --base DIR"
             )

@@ -19,11 +19,12 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from jaxrl_ml import storage
 from jaxrl_ml.config import ModelConfig, RopeScaling
 from jaxrl_ml.models import tensor_file
 from jaxrl_ml.models.transformer import Transformer
 from jaxrl_ml.tokenizer import Tokenizer
-from jaxrl_ml.types import Params, UserError
+from jaxrl_ml.types import Params, UserError, require
 
 _ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -310,6 +311,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
     Raises UserError where that exists and is not empty.
     """
+    remote = storage.is_remote(folder)
+    require(not remote, f"{storage.at(folder)}: an export is written to local disk; give a local folder, and copy it")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty: give another folder, or remove it")
     temporary = folder.with_name(folder.name + ".tmp")
