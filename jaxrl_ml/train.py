@@ -360,8 +360,12 @@ def _train(config: Config, source: Path, overrides: Sequence[str], main_process:
         log = MetricsLog(
             run_dir, config.logging, config.num_steps, start, resolved_config=resolved(config), enabled=main_process
         )
-        with log:
-            step, stopped = Run(config, programs, tokenizer, checkpoints, log).loop(stop)
+        try:
+            with log:
+                step, stopped = Run(config, programs, tokenizer, checkpoints, log).loop(stop)
+        finally:
+            if main_process:
+                storage.push(config.run_dir)  # what a run that fails has to tell, too
     if main_process:
         print(f"report: {write_report(config.run_dir)}")
     if not stopped or step == config.num_steps:

@@ -130,8 +130,6 @@ class _Handler(BaseHTTPRequestHandler):
         bucket = self.server.bucket
         parts = urlsplit(target)
         query = {name: values[0] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
-        if parts.path == "/batch/storage/v1":
-            return self._batch(headers, body)
         found = re.fullmatch(rf"(?:/upload|/download)?/storage/v1/b/{NAME}/o(?:/(.*))?", parts.path)
         if found is None:
             bare = parts.path == f"/storage/v1/b/{NAME}"
@@ -207,17 +205,6 @@ class _Handler(BaseHTTPRequestHandler):
             return _error(failed)
         bucket.write(name, body)
         return _json(bucket.about(name))
-
-    def _batch(self, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
-        message = email.message_from_bytes(b"Content-Type: " + headers["content-type"].encode() + b"\r\n\r\n" + body)
-        answers = []
-        for part in message.get_payload():
-            method, target, *_ = part.get_payload().lstrip().split(" ", 2)
-            status, _, content = self._answer(method, target, {}, b"")
-            head = f"Content-Type: application/http\r\nContent-ID: <response-{part.get('Content-ID', '')[1:-1]}>\r\n\r\n"
-            answers.append(f"--batch\r\n{head}HTTP/1.1 {status} X\r\nContent-Length: {len(content)}\r\n\r\n{content.decode()}")
-        text = "\r\n".join([*answers, "--batch--\r\n"])
-        return 200, {"Content-Type": "multipart/mixed; boundary=batch"}, text.encode()
 
 
 def _condition(query: dict[str, str], there: Stored | None) -> int:
