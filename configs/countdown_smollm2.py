@@ -11,7 +11,6 @@ import random
 
 from jaxrl_ml.config import (
     CheckpointConfig,
-    ComputeConfig,
     Config,
     Evaluation,
     GRPOStage,
@@ -57,7 +56,6 @@ config = Config(
         ),
     ),
     optimizer=OptimizerConfig(learning_rate=5e-6),
-    compute=ComputeConfig(logprob_chunk_tokens=256),
     evaluations=(
         Evaluation(
             Countdown(num_numbers=(2,), max_number=99, split="test"),

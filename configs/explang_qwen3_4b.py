@@ -105,7 +105,7 @@ def experiment(stages: tuple[Any, ...], language: LanguageConfig) -> Config:
         prompt_format=boxed,
         stages=stages,
         optimizer=OptimizerConfig(learning_rate=1e-6),
-        compute=ComputeConfig(remat="full", logprob_chunk_tokens=2048),
+        compute=ComputeConfig(remat="full", logits_mib=512),
         mesh=MeshConfig(data=1, fsdp=8),
         evaluations=tuple(evaluations),
         eval_every_steps=50,

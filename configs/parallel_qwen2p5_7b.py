@@ -75,7 +75,7 @@ def experiment(num_languages: int, budget: str) -> Config:
         prompt_format=boxed_native,
         system_prompt=SYSTEM,
         stages=(stage,),
-        compute=ComputeConfig(remat="full", logprob_chunk_tokens=2048),
+        compute=ComputeConfig(remat="full", logits_mib=512),
         mesh=MeshConfig(data=1, fsdp=8),
         evaluations=(evaluation,),
         eval_every_steps=100,

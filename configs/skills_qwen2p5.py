@@ -67,7 +67,7 @@ def experiment(name: str, stage: SFTStage | GRPOStage) -> Config:
         init_from="Qwen2.5-" + name.removeprefix("sft_").replace("p", ".").upper(),
         prompt_format=tinyzero,
         stages=(stage,),
-        compute=ComputeConfig(remat="full", logprob_chunk_tokens=2048),
+        compute=ComputeConfig(remat="full", logits_mib=512),
         mesh=MeshConfig(data=1, fsdp=8),
         evaluations=tuple(map(evaluation, TESTS)),
         eval_every_steps=50,

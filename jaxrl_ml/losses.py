@@ -7,14 +7,25 @@ microbatches nor hosts change the loss.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxrl_ml.config import LossConfig
+from jaxrl_ml.config import ComputeConfig, LossConfig
+from jaxrl_ml.models.attention import MASKED
+from jaxrl_ml.models.layers import Constrain, unconstrained
 
 MAX_LOG_RATIO = 20.0  # exp of more is meaningless and would overflow sums
+
+
+class Slicing(NamedTuple):
+    """How logits are kept few: the vocabulary is cut in slices, one after the other, and the tokens are not."""
+
+    compute: ComputeConfig  # how many logits there may be on a device
+    token_parts: int = 1  # that the mesh splits tokens in
+    parts: int = 1  # and the vocabulary: a slice has as many columns of each
+    constrain: Constrain = unconstrained
 
 
 def token_logprobs(
@@ -22,99 +33,126 @@ def token_logprobs(
     head: jax.Array,
     targets: jax.Array,
     temperature: jax.Array,
-    chunk_tokens: int,
-    constrain: Any,
+    slicing: Slicing,
     support: tuple[jax.Array, jax.Array] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probabilities and entropies, in nats, of the distribution softmax(hidden @ head / temperature), in float32.
+    """Log-probabilities and entropies, in nats, of the distribution softmax(hidden · head / temperature), in float32.
 
-    hidden [B, C, D], head [D, V], targets int32 [B, C]; returns two f32 [B, C]. Logits exist for about `chunk_tokens` tokens
-    at a time, forwards and backwards (they are computed again for the gradient). support: tokens int32 [B, C, E] and which of
+    hidden [B, C, D], head [V, D], targets int32 [B, C]; returns two f32 [B, C]. Logits exist for one slice of the vocabulary at
+    a time, forwards and backwards (they are computed again for the gradient). support: tokens int32 [B, C, E] and which of
     them count, bool [B, C, E]; the distribution is renormalised over those, where there are any.
     """
-    B, C, D = hidden.shape
-    width = max(1, min(C, chunk_tokens // B))
-    chunks = -(-C // width)
-    padding = chunks * width - C
-    # Chunks are cut along C: the rows stay where the mesh has them.
-    hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0))).reshape(B, chunks, width, D).swapaxes(0, 1)
-    targets, support = jax.tree.map(
-        lambda x: (
-            jnp.pad(x, ((0, 0), (0, padding), *((0, 0),) * (x.ndim - 2))).reshape(B, chunks, width, *x.shape[2:]).swapaxes(0, 1)
-        ),
-        (targets, support),
-    )
-
-    def chunk(carry, slices):
-        h, t, within = slices
-        if within is None:
-            return carry, _chunk_logprobs(h, head, t, temperature, constrain)
-        (plain, entropy), (*_, top, log_total, _) = _chunk_forward(h, head, t, temperature, constrain)
-        shifted = _logits(h, head, temperature, constrain) - jax.lax.stop_gradient(top)[..., None]
-        narrow_total, entropy = _renormalised(shifted, *within, log_total, entropy)
-        return carry, (plain + log_total - narrow_total, entropy)
-
-    if support is not None:  # few columns, and rules that JAX may differentiate
-        chunk = jax.checkpoint(chunk, prevent_cse=False)
-    _, (logprobs, entropy) = jax.lax.scan(chunk, None, (hidden, targets, support))
-    return tuple(x.swapaxes(0, 1).reshape(B, chunks * width)[:, :C] for x in (logprobs, entropy))
-
-
-def _logits(hidden: jax.Array, head: jax.Array, temperature: jax.Array, constrain: Any) -> jax.Array:
-    # Cast here, chunk by chunk: the head's gradient is summed over the chunks in float32.
-    logits = jnp.einsum("bcd,dv->bcv", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
-    return constrain(logits / temperature, ("rows", None, "vocab"))
+    tokens = targets[..., None]
+    if support is None:
+        logprobs, entropy = _logprobs_at(hidden, head, tokens, temperature, slicing)
+        return logprobs[..., 0], entropy
+    among, valid = support
+    found, entropy = _logprobs_at(hidden, head, jnp.concatenate([tokens, among], axis=-1), temperature, slicing)
+    total, entropy = _renormalised(found[..., 1:], valid, entropy)
+    return found[..., 0] - total, entropy
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _chunk_logprobs(
-    hidden: jax.Array, head: jax.Array, targets: jax.Array, temperature: jax.Array, constrain: Any
+def _logprobs_at(
+    hidden: jax.Array, head: jax.Array, tokens: jax.Array, temperature: jax.Array, slicing: Slicing
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probs and entropies f32 [B, c] of one chunk: as JAX would differentiate it, with one array of logits instead of four.
+    """Log-probs f32 [B, C, K] of K tokens each, int32 [B, C, K], and entropies f32 [B, C]; those of no token say nothing.
 
-    With z the logits over the temperature, p = softmax(z), H the entropy and y the target, the gradient by z is
-    g_logprob·(1[y] − p) − g_entropy·p·(log p + H), in one pass over logits that are computed again. None by the temperature.
+    Sums over the vocabulary are kept relative to the largest logit so far (Milakov and Gimelshein, arXiv 1805.02867, alg. 3).
+    With z the logits over the temperature, p = softmax(z) and H the entropy, the gradient by z is
+    Σ_k g_k·1[token k] − p·(Σ_k g_k + g_entropy·(log p + H)); there is none by the temperature. A slice of the head's gradient
+    is whole when it is written: head and gradient are gathered from devices, or summed over them, once.
     """
-    return _chunk_forward(hidden, head, targets, temperature, constrain)[0]
+    return _forward(hidden, head, tokens, temperature, slicing)[0]
 
 
-def _chunk_forward(hidden, head, targets, temperature, constrain):
-    logits = _logits(hidden, head, temperature, constrain)
-    top = jax.lax.stop_gradient(logits.max(-1))
-    shifted = logits - top[..., None]
-    weights = jnp.exp(shifted)
-    total = weights.sum(-1)
+class _Slice(NamedTuple):
+    """A slice of the vocabulary: a column of each part's, from `start` on."""
+
+    start: jax.Array  # int32 []
+    head: jax.Array  # [parts, width, D], in the dtype of the states
+    ids: jax.Array  # int32 [parts, width]; V for a column that the slice before had: the last one overlaps it
+    logits: jax.Array  # f32 [B, C, parts, width], over the temperature; −1e30 for such a column
+
+
+def _over_slices(step: Any, carry: Any, hidden: jax.Array, head: jax.Array, temperature: jax.Array, slicing: Slicing) -> Any:
+    """The last carry of `step(carry, slice)`, over all slices."""
+    V, D = head.shape
+    size, constrain = V // slicing.parts, slicing.constrain
+    width = slicing.compute.slice_width(hidden.shape[0] * hidden.shape[1] / slicing.token_parts, size)
+    columns = head.reshape(slicing.parts, size, D)
+
+    def one(carry: Any, number: jax.Array) -> tuple[Any, None]:
+        start = jnp.minimum(number * width, size - width)
+        part = constrain(jax.lax.dynamic_slice_in_dim(columns, start, width, axis=1), ("vocab", None, "embed"))
+        part = constrain(part.astype(hidden.dtype), ("vocab", None, None))  # gathered slice by slice, in their dtype
+        logits = jnp.einsum("bcd,pwd->bcpw", hidden, part, preferred_element_type=jnp.float32) / temperature
+        column = start + jnp.arange(width)
+        new = (column >= number * width)[None]
+        ids = jnp.where(new, jnp.arange(slicing.parts)[:, None] * size + column[None], V)
+        logits = constrain(jnp.where(new[None, None], logits, MASKED), ("rows", "sequence", "vocab", None))
+        return step(carry, _Slice(start, part, ids, logits)), None
+
+    return jax.lax.scan(one, carry, jnp.arange(-(-size // width)))[0]
+
+
+def _forward(hidden, head, tokens, temperature, slicing):
+    def step(carry, part: _Slice):
+        top, total, mean, chosen = carry
+        highest = jnp.maximum(top, part.logits.max((-1, -2)))
+        shifted = part.logits - highest[..., None, None]
+        weights = jnp.exp(shifted)
+        scale = jnp.exp(top - highest)
+        mean = scale * (mean + total * (top - highest)) + (weights * shifted).sum((-1, -2))
+        total = scale * total + weights.sum((-1, -2))
+        own = tokens[..., None, None] == part.ids[None, None, None]
+        return highest, total, mean, chosen + jnp.where(own, part.logits[:, :, None], 0.0).sum((-1, -2))
+
+    zero = jnp.zeros(tokens.shape[:2], jnp.float32)
+    start = zero + MASKED, zero, zero, jnp.zeros(tokens.shape, jnp.float32)
+    top, total, mean, chosen = _over_slices(step, start, hidden, head, temperature, slicing)
     log_total = jnp.log(total)
-    entropy = log_total - (weights * shifted).sum(-1) / total
-    logprobs = jnp.take_along_axis(shifted, targets[..., None], axis=-1)[..., 0] - log_total
-    return (logprobs, entropy), (hidden, head, targets, temperature, top, log_total, entropy)
+    entropy, normaliser = log_total - mean / total, top + log_total
+    return (chosen - normaliser[..., None], entropy), (hidden, head, tokens, temperature, normaliser, entropy)
 
 
-def _chunk_backward(constrain, kept, gradients):
-    hidden, head, targets, temperature, top, log_total, entropy = kept
-    by_logprob, by_entropy = (g[..., None] for g in gradients)
-    log_p = _logits(hidden, head, temperature, constrain) - top[..., None] - log_total[..., None]
-    own = jnp.arange(log_p.shape[-1])[None, None] == targets[..., None]
-    by_logits = by_logprob * own - jnp.exp(log_p) * (by_logprob + by_entropy * (log_p + entropy[..., None]))
-    by_logits = constrain((by_logits / temperature).astype(hidden.dtype), ("rows", None, "vocab"))
-    by_hidden = jnp.einsum("bcv,dv->bcd", by_logits, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
-    by_head = jnp.einsum("bcd,bcv->dv", hidden, by_logits, preferred_element_type=jnp.float32)
-    return by_hidden.astype(hidden.dtype), by_head.astype(head.dtype), None, jnp.zeros_like(temperature)
+def _backward(slicing, kept, gradients):
+    hidden, head, tokens, temperature, normaliser, entropy = kept
+    by_logprobs, by_entropy = gradients
+    constrain, V, D = slicing.constrain, *head.shape
+
+    def step(carry, part: _Slice):
+        by_hidden, by_head = carry
+        log_p = part.logits - normaliser[..., None, None]
+        own = tokens[..., None, None] == part.ids[None, None, None]
+        pulled = jnp.where(own, by_logprobs[..., None, None], 0.0).sum(2)
+        push = by_logprobs.sum(-1)[..., None, None] + by_entropy[..., None, None] * (log_p + entropy[..., None, None])
+        by_logits = ((pulled - jnp.exp(log_p) * push) / temperature).astype(hidden.dtype)
+        by_logits = constrain(by_logits, ("rows", "sequence", "vocab", None))
+        more = jnp.einsum("bcpw,pwd->bcd", by_logits, part.head, preferred_element_type=jnp.float32)
+        by_hidden = by_hidden + constrain(more, ("rows", "sequence", None))
+        more = jnp.einsum("bcd,bcpw->pwd", hidden, by_logits, preferred_element_type=jnp.float32)
+        more = constrain(more, ("vocab", None, "embed"))
+        more += jax.lax.dynamic_slice_in_dim(by_head, part.start, more.shape[1], axis=1)  # not zero where slices overlap
+        return by_hidden, jax.lax.dynamic_update_slice_in_dim(by_head, more, part.start, axis=1)
+
+    by_head = constrain(jnp.zeros((slicing.parts, V // slicing.parts, D), jnp.float32), ("vocab", None, "embed"))
+    carry = jnp.zeros(hidden.shape, jnp.float32), by_head
+    by_hidden, by_head = _over_slices(step, carry, hidden, head, temperature, slicing)
+    return by_hidden.astype(hidden.dtype), by_head.reshape(V, D).astype(head.dtype), None, jnp.zeros_like(temperature)
 
 
-_chunk_logprobs.defvjp(_chunk_forward, _chunk_backward)
+_logprobs_at.defvjp(_forward, _backward)
 
 
-def _renormalised(
-    logits: jax.Array, tokens: jax.Array, valid: jax.Array, log_total: jax.Array, entropy: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """The log-normaliser and entropy over the valid tokens of each place; those given, over all tokens, where none is valid."""
-    kept = jnp.where(valid, jnp.take_along_axis(logits, jnp.maximum(tokens, 0), axis=-1), -1e30)
+def _renormalised(logprobs: jax.Array, valid: jax.Array, entropy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The log-prob of the valid tokens of each place together, and the entropy over them; 0 and `entropy` where none is."""
+    kept = jnp.where(valid, logprobs, MASKED)
     narrow = valid.any(-1)
-    own_total = jax.nn.logsumexp(kept, axis=-1)
-    logprobs = jnp.where(valid, kept - own_total[..., None], 0.0)
-    own_entropy = -jnp.where(valid, jnp.exp(logprobs) * logprobs, 0.0).sum(-1)
-    return jnp.where(narrow, own_total, log_total), jnp.where(narrow, own_entropy, entropy)
+    total = jax.nn.logsumexp(kept, axis=-1)
+    own = jnp.where(valid, kept - total[..., None], 0.0)
+    own_entropy = -jnp.where(valid, jnp.exp(own) * own, 0.0).sum(-1)
+    return jnp.where(narrow, total, 0.0), jnp.where(narrow, own_entropy, entropy)
 
 
 def aggregation_weights(mask: jax.Array, kind: str, max_width: int) -> jax.Array:

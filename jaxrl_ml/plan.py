@@ -6,36 +6,36 @@ collectives, compile time, and the step time that a roofline predicts. What does
 what to change; the exit status is then 1.
 
     --analytic       work it out without compiling; also what is done where the packages of `jaxrl_ml[plan]` are missing
-    --sweep          rank meshes and numbers of microbatches by what is worked out, and compile the best two
+    --sweep          rank meshes, each with its best number of microbatches, by what is worked out, and compile the best two
     --curve v5p      instead of a config: step time, memory and cost of 1.5B, 7B and 32B models from 1 to 4,096 chips
 
 Nothing was measured on an accelerator: figures are the compiler's or worked out, and times are predictions under the
 assumptions that are printed. Attention of whole sequences is a run's own on TPU, which is splash unless the config says else,
 and the plain path for h100: cuDNN's kernel, which a run takes there, cannot be compiled without a GPU. Completions that are
 sampled by pieces are planned as if no row had stopped: all of them decoded on the first grid of rows, the cache at its widest.
-Sequences are whole (mesh.context 1).
+A sweep leaves sequences whole (mesh.context 1).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 import tyro
 from rich.console import Console
 
 from jaxrl_ml.cli import load, run_command
-from jaxrl_ml.config import Config, MeshConfig, ModelConfig, Stage
+from jaxrl_ml.config import Config, MeshConfig, ModelConfig, SFTStage, Stage
 from jaxrl_ml.planning.curve import curve, curve_table
 from jaxrl_ml.planning.models import shape_of
 from jaxrl_ml.planning.options import Options
 from jaxrl_ml.planning.roofline import estimates
-from jaxrl_ml.planning.search import choices, flags, hint, microbatch_counts, remedies
-from jaxrl_ml.planning.tables import account, gib, heading, plan_table, sweep_table
+from jaxrl_ml.planning.search import choices, flags, microbatch_counts, remedies, splits
+from jaxrl_ml.planning.tables import account, gib, heading, plan_table, rates_assumed, short, sweep_table
 from jaxrl_ml.planning.topology import CHIPS, Chip, Topology, attention_on, missing, parse, prepare_environment
-from jaxrl_ml.planning.work import Estimate
+from jaxrl_ml.planning.work import Estimate, step_seconds
 from jaxrl_ml.types import UserError, require
 
 _SHOWN = 10  # choices of a sweep
@@ -55,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         topology = parse(options.topology)
         topology = dataclasses.replace(topology, chip=_priced(topology.chip, options))
-        status = _plan(load(source, overrides, prog=prog), topology, options, console)
+        config = load(source, overrides, prog=prog)
+        plans = planners(config, topology, options, console)
+        status = int(any([p.sweep() if options.sweep else p.unfit(p.show(config.mesh, p.stage)) for p in plans]))
     if options.html is not None:
         console.save_html(str(options.html))
     return status
@@ -68,10 +70,12 @@ def _priced(chip: Chip, options: Options) -> Chip:
 def _curve(chip: Chip, console: Console) -> int:
     for _, points in groupby(curve(chip), key=lambda point: (point.model, point.scaling)):
         console.print(curve_table(list(points), chip))
+    console.print(f"{chip.price:g} dollars a chip-hour. {rates_assumed(chip)}; nothing of the host's, no latency.")
     return 0
 
 
-def _plan(config: Config, topology: Topology, options: Options, console: Console) -> int:
+def planners(config: Config, topology: Topology, options: Options, console: Console) -> Iterator[Planner]:
+    """A planner for each of the stages that are asked for."""
     model = model_of(config, options.model)
     lacking = missing(topology)
     if lacking and not options.analytic:
@@ -80,13 +84,9 @@ def _plan(config: Config, topology: Topology, options: Options, console: Console
     stages = [(number, stage) for number, stage in enumerate(config.stages) if stage.num_steps]
     names = [stage.name for _, stage in stages]
     require(set(options.stage) <= set(names), f"--stage {' '.join(options.stage)}: the config has {', '.join(names)}")
-    unfit = 0
     for number, stage in stages:
-        if options.stage and stage.name not in options.stage:
-            continue
-        planner = _Planner(config, model, topology, options, compiles, console, number, stage)
-        unfit += planner.sweep() if options.sweep else planner.show(config.mesh, stage)
-    return 1 if unfit else 0
+        if not options.stage or stage.name in options.stage:
+            yield Planner(config, model, topology, options, compiles, console, number, stage)
 
 
 def model_of(config: Config, folder: str | None = None) -> ModelConfig:
@@ -109,7 +109,7 @@ def model_of(config: Config, folder: str | None = None) -> ModelConfig:
 
 
 @dataclasses.dataclass
-class _Planner:
+class Planner:
     """Plans one stage and prints it."""
 
     config: Config
@@ -128,10 +128,41 @@ class _Planner:
         attention = attention_on(self.topology.chip, self.config.compute.attention)
         self.compute = dataclasses.replace(self.config.compute, dtype=dtype, attention=attention)
 
-    def show(self, mesh: MeshConfig, stage: Stage) -> int:
-        """Prints the plan on a mesh; returns how many programs do not fit."""
-        mesh = _filled(mesh, self.topology)
-        shards = mesh.data * mesh.fsdp
+    def show(self, mesh: MeshConfig, stage: Stage) -> list[Estimate]:
+        """Prints the plan on a mesh, and returns it."""
+        mesh = filled(mesh, self.topology)
+        self._check(mesh, stage)
+        found = self.estimates(mesh, stage)
+        self.console.print(heading(found, stage, mesh, self.topology), style="bold")
+        self.console.print(plan_table(found, self.topology))
+        for e in self.unfit(found):
+            self._explain(e, mesh, stage)
+        self.console.print(account(found, self.topology, self.compute.attention))
+        if self.compiles:
+            from jaxrl_ml.planning.compiled import versions
+
+            step = short(step_seconds(self.worked_out(mesh, stage), self.topology.chip))
+            self.console.print(f"compiled with {versions(self.topology)}; from sizes alone {step} s are worked out")
+        return found
+
+    def unfit(self, found: Sequence[Estimate]) -> list[Estimate]:
+        """The programs that do not fit."""
+        return [e for e in found if e.refused or e.memory.total > self.topology.chip.memory]
+
+    def sweep(self) -> bool:
+        """Ranks the choices, and plans the best two; returns whether one of these does not fit."""
+        ranked = choices(self.model, self.compute, self.stage, self.topology)
+        require(bool(ranked), f"{self.stage.name}: no mesh of {self.topology.name} divides its prompts and the model's sizes")
+        self.console.print(sweep_table(ranked[:_SHOWN], self.stage))
+        plans = []
+        for choice in ranked[:2]:
+            self.console.print(flags(choice, self.number), soft_wrap=True)
+            plans.append(self.show(choice.mesh, dataclasses.replace(self.stage, num_microbatches=choice.microbatches)))
+        return any(map(self.unfit, plans))
+
+    def _check(self, mesh: MeshConfig, stage: Stage) -> None:
+        """Raises UserError where the stage or the model cannot be split over the mesh."""
+        c, shards, weights = self.model, mesh.data * mesh.fsdp, self.compute.sampling_weights
         allowed = microbatch_counts(stage, shards)
         require(
             stage.num_microbatches in allowed,
@@ -139,38 +170,25 @@ class _Planner:
             f"{stage.num_microbatches}; "
             + (f"use {', '.join(map(str, allowed))}" if allowed else "use another mesh, or --sweep"),
         )
-        found = self._estimates(mesh, stage)
-        self.console.print(heading(found, stage, mesh, self.topology), style="bold")
-        self.console.print(plan_table(found, self.topology))
-        over = [e for e in found if e.refused or e.memory.total > self.topology.chip.memory]
-        for e in over:
-            self._explain(e, mesh, stage)
-        self.console.print(account(found, self.topology, self.compute.attention))
-        advice = hint(self.model, self.compute, stage, mesh, self.topology)
-        if advice:
-            self.console.print(f"hint: {advice}")
-        if self.compiles:
-            from jaxrl_ml.planning.compiled import versions
+        length = stage.sequence_length if isinstance(stage, SFTStage) else stage.sampling.max_completion_tokens
+        require(length % mesh.context == 0, f"{stage.name}: {length} tokens cannot be split over mesh.context={mesh.context}")
+        require(
+            splits(c, mesh, weights),
+            f"mesh fsdp={mesh.fsdp} context={mesh.context} tensor={mesh.tensor}, with sampling weights {weights}, does not "
+            f"divide {c.num_heads} heads, {c.num_kv_heads} kv_heads, mlp_dim={c.mlp_dim}, vocab_size={c.vocab_size} and "
+            f"embed_dim={c.embed_dim}: use another mesh, or --sweep",
+        )
 
-            self.console.print(f"compiled with {versions(self.topology)}")
-        return len(over)
+    def worked_out(self, mesh: MeshConfig, stage: Stage) -> list[Estimate]:
+        """The programs of a step that are asked for, on a mesh with `data` given, from sizes alone."""
+        found, wanted = estimates(self.model, self.compute, mesh, stage), self.options.program
+        found = [e for e in found if not wanted or e.name.split("/")[-1] in wanted]
+        require(bool(found), f"--program {' '.join(wanted)}: {stage.name} has no such program")
+        return found
 
-    def sweep(self) -> int:
-        """Ranks the choices, and plans the best two."""
-        ranked = choices(self.model, self.compute, self.stage, self.topology)
-        require(bool(ranked), f"{self.stage.name}: no mesh of {self.topology.name} divides its prompts and the model's sizes")
-        self.console.print(sweep_table(ranked[:_SHOWN], self.stage))
-        unfit = 0
-        for choice in ranked[:2]:
-            self.console.print(flags(choice, self.number))
-            unfit += self.show(choice.mesh, dataclasses.replace(self.stage, num_microbatches=choice.microbatches))
-        return unfit
-
-    def _estimates(self, mesh: MeshConfig, stage: Stage) -> list[Estimate]:
-        worked_out = estimates(self.model, self.compute, mesh, stage)
-        if self.options.program:
-            worked_out = [e for e in worked_out if e.name.split("/")[-1] in self.options.program]
-            require(bool(worked_out), f"--program {' '.join(self.options.program)}: {stage.name} has no such program")
+    def estimates(self, mesh: MeshConfig, stage: Stage) -> list[Estimate]:
+        """As `worked_out`, but compiled where that is possible."""
+        worked_out = self.worked_out(mesh, stage)
         if not self.compiles:
             return worked_out
         prepare_environment()
@@ -197,19 +215,21 @@ class _Planner:
         )
         for size, shape, operation in e.largest:
             self.console.print(f"    {gib(size)} GiB  {shape}  {operation[-80:]}")
+        if e.refused and not e.largest:
+            self.console.print("    the compiler lists no arrays")
         for text in remedies(self.model, self.compute, stage, self.number, mesh, self.topology, e):
-            self.console.print(f"  change: {text}")
+            self.console.print(f"  change: {text}", soft_wrap=True)
 
 
-def _filled(mesh: MeshConfig, topology: Topology) -> MeshConfig:
+def filled(mesh: MeshConfig, topology: Topology) -> MeshConfig:
     """The mesh with `data` given. Raises UserError where it does not fit the topology."""
-    require(mesh.context == 1, f"mesh.context={mesh.context}: plans are of whole sequences; give --mesh.context 1")
-    rest = mesh.fsdp * mesh.tensor
+    rest = mesh.fsdp * mesh.context * mesh.tensor
     data = mesh.data if mesh.data > 0 else max(1, topology.num_devices // rest)
     require(
         data * rest == topology.num_devices,
-        f"mesh data={mesh.data} fsdp={mesh.fsdp} tensor={mesh.tensor} does not fit the {topology.num_devices} devices of "
-        f"{topology.name}: give --mesh.fsdp, --mesh.tensor and --mesh.data of that product, or --sweep",
+        f"mesh data={mesh.data} fsdp={mesh.fsdp} context={mesh.context} tensor={mesh.tensor} does not fit the "
+        f"{topology.num_devices} devices of {topology.name}: give --mesh.fsdp, --mesh.tensor and --mesh.data of that product, "
+        "or --sweep",
     )
     return dataclasses.replace(mesh, data=data)
 

@@ -28,6 +28,7 @@ import optax
 
 from jaxrl_ml import compaction, sampler, update
 from jaxrl_ml.config import ComputeConfig, GRPOStage, LoRAConfig, ModelConfig, SFTStage
+from jaxrl_ml.losses import Slicing
 from jaxrl_ml.models import lora
 from jaxrl_ml.models.kernels import Kernel
 from jaxrl_ml.models.transformer import Transformer, extend_vocabulary, unstack
@@ -72,7 +73,8 @@ class Programs:
 
     def __init__(self, config: ModelConfig, compute: ComputeConfig, mesh: jax.sharding.Mesh) -> None:
         self.layout = Layout(mesh, TRAINING)
-        self._chunk_tokens = compute.logprob_chunk_tokens * self.layout.row_shards
+        token_parts = self.layout.row_shards * self.layout.parts("sequence")
+        self._slicing = Slicing(compute, token_parts, self.layout.parts("vocab"), self.layout.constrain)
         dtype = resolve_dtype(compute.dtype)
         self.sampling_layout = sampling = Layout(mesh, SPLIT_SAMPLING if compute.sampling_weights == "split" else SAMPLING)
         kernel, sampling_kernel = (
@@ -273,7 +275,7 @@ class Programs:
     def score(self, stage: GRPOStage) -> Any:
         """(params, rollout, temperature, trie) → log-probs f32 [B, C]."""
         parts = stage.num_minibatches * stage.num_microbatches
-        return jax.jit(partial(update.score, self.model, parts, self._chunk_tokens), out_shardings=self.layout.rows(2))
+        return jax.jit(partial(update.score, self.model, parts, self._slicing), out_shardings=self.layout.rows(2))
 
     def update(self, stage: GRPOStage, optimizer: optax.GradientTransformation) -> Any:
         """(state, batch, minibatch, temperature, trie) → (state, metrics); the state is donated."""
@@ -285,7 +287,7 @@ class Programs:
             stage.num_minibatches,
             stage.num_microbatches,
             stage.sampling.max_completion_tokens,
-            self._chunk_tokens,
+            self._slicing,
             stage.language.languages,
         )
         state = _shardings(self.state_shapes(optimizer, stage.lora))
@@ -293,7 +295,7 @@ class Programs:
 
     def fit(self, stage: SFTStage, optimizer: optax.GradientTransformation) -> Any:
         """(state, packed batch) → (state, metrics); the state is donated."""
-        bound = partial(update.sft_update, self.model, optimizer, stage.num_microbatches, self._chunk_tokens)
+        bound = partial(update.sft_update, self.model, optimizer, stage.num_microbatches, self._slicing)
         state = _shardings(self.state_shapes(optimizer, stage.lora))
         return jax.jit(bound, donate_argnums=(0,), out_shardings=(state, self.layout.replicated))
 

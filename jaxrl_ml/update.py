@@ -17,6 +17,7 @@ from jaxrl_ml.config import LossConfig
 from jaxrl_ml.credit import tag_mask
 from jaxrl_ml.languages.tags import children, paths
 from jaxrl_ml.losses import (
+    Slicing,
     aggregation_weights,
     apart_weights,
     importance_weights,
@@ -46,29 +47,6 @@ def hidden_states(model: Transformer, params: Params, prompts: Prompts, rollouts
     return model.branch(params, (prompts.tokens[:, :-1], prompt_positions(mask)), mask, rows)
 
 
-def logprobs_in_parts(
-    model: Transformer,
-    hidden: jax.Array,
-    head: jax.Array,
-    targets: jax.Array,
-    temperature: jax.Array,
-    chunk_tokens: int,
-    support: tuple[jax.Array, jax.Array] | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """`token_logprobs`, each part of sequences that are split over devices in chunks of its own."""
-    B, C, _ = hidden.shape
-    parts = model.context if C % model.context == 0 else 1
-    if parts == 1:
-        return token_logprobs(hidden, head, targets, temperature, chunk_tokens, model.constrain, support)
-    hidden, targets, support = jax.tree.map(lambda x: x.reshape(B, parts, C // parts, *x.shape[2:]), (hidden, targets, support))
-
-    def one(hidden, targets, support):
-        return token_logprobs(hidden, head, targets, temperature, chunk_tokens, model.constrain, support)
-
-    found = jax.vmap(one, in_axes=1, out_axes=1, spmd_axis_name="context")(hidden, targets, support)
-    return tuple(x.reshape(B, C) for x in found)
-
-
 def rollout_logprobs(
     model: Transformer,
     params: Params,
@@ -76,7 +54,7 @@ def rollout_logprobs(
     hidden: jax.Array,
     temperature: jax.Array,
     trie: TagTrie | None,
-    chunk_tokens: int,
+    slicing: Slicing,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probs and entropies f32 [B, C] of the completions at the sampling temperature, zero outside `action_mask`.
 
@@ -90,7 +68,7 @@ def rollout_logprobs(
 
     def of(columns: slice, support: tuple | None = None) -> tuple[jax.Array, jax.Array]:
         h, targets = hidden[:, columns], completions[:, columns]
-        return logprobs_in_parts(model, h, head, targets, temperature, chunk_tokens, support)
+        return token_logprobs(h, head, targets, temperature, slicing, support)
 
     if trie is None:
         logprobs, entropy = of(slice(None))
@@ -121,7 +99,7 @@ def language_logprobs(
     hidden: jax.Array,
     temperature: jax.Array,
     trie: TagTrie,
-    chunk_tokens: int,
+    slicing: Slicing,
 ) -> jax.Array:
     """Log-probs f32 [Q, languages] of the whole tag of each language, −1e30 where a prompt does not allow it.
 
@@ -129,14 +107,14 @@ def language_logprobs(
     probabilities sum to 1.
     """
     allowed = written.prompts.allowed
-    logprobs, _ = rollout_logprobs(model, params, written, hidden, temperature, trie, chunk_tokens)
+    logprobs, _ = rollout_logprobs(model, params, written, hidden, temperature, trie, slicing)
     return jnp.where(allowed, logprobs.sum(1).reshape(allowed.shape), -1e30)
 
 
 def score(
     model: Transformer,
     num_microbatches: int,
-    chunk_tokens: int,
+    slicing: Slicing,
     params: Params,
     rollout: Rollout,
     temperature: jax.Array,
@@ -147,7 +125,7 @@ def score(
 
     def one(microbatch: Rollout) -> jax.Array:
         (hidden,) = hidden_states(model, params, microbatch.prompts, [microbatch])
-        return rollout_logprobs(model, params, microbatch, hidden, temperature, trie, chunk_tokens)[0]
+        return rollout_logprobs(model, params, microbatch, hidden, temperature, trie, slicing)[0]
 
     return merge_prompts(jax.lax.map(one, split_prompts(rollout, Q, num_microbatches)), Q)
 
@@ -155,7 +133,7 @@ def score(
 def grpo_loss(
     model: Transformer,
     config: LossConfig,
-    chunk_tokens: int,
+    slicing: Slicing,
     params: Params,
     batch: Batch,
     weights: jax.Array,
@@ -172,7 +150,7 @@ def grpo_loss(
     if batch.language_values is not None:
         rollouts.append(every_tag(prompts, trie, batch.rollout.tags.state.shape[1]))
     hidden = hidden_states(model, params, prompts, rollouts)
-    logprobs, entropy = rollout_logprobs(model, params, batch.rollout, hidden[0], temperature, trie, chunk_tokens)
+    logprobs, entropy = rollout_logprobs(model, params, batch.rollout, hidden[0], temperature, trie, slicing)
     old = jax.lax.stop_gradient(logprobs) if batch.old_logprobs is None else batch.old_logprobs
     tag = tag_mask(batch.rollout.tags, logprobs.shape[1]) if config.language == "own" else None
     loss, stats = policy_loss(logprobs, old, batch.advantages, batch.loss_mask, config, tag)
@@ -194,7 +172,7 @@ def grpo_loss(
             sums |= {f"language/kl/{code}": (stats["policy/kl"] * chose).sum(), f"language/tokens/{code}": chose.sum()}
     total = (loss * weights).sum()
     if batch.language_values is not None:
-        choices = language_logprobs(model, params, rollouts[1], hidden[1], temperature, trie, chunk_tokens)
+        choices = language_logprobs(model, params, rollouts[1], hidden[1], temperature, trie, slicing)
         # A row counts as much as any one token of its tag does.
         counts = jnp.where(tag, weights, 0.0).max(1).reshape(choices.shape[0], -1).sum(1)
         total -= (counts[:, None] * jnp.exp(choices) * batch.language_values).sum()
@@ -263,7 +241,7 @@ def grpo_update(
     num_minibatches: int,
     num_microbatches: int,
     max_width: int,
-    chunk_tokens: int,
+    slicing: Slicing,
     languages: tuple[str, ...],
     state: TrainState,
     batch: Batch,
@@ -293,7 +271,7 @@ def grpo_update(
     def loss_of(microbatch):
         def loss(trained):
             params = lora.with_trained(state.params, trained)
-            return grpo_loss(model, config, chunk_tokens, params, *microbatch, temperature, trie, languages)
+            return grpo_loss(model, config, slicing, params, *microbatch, temperature, trie, languages)
 
         return jax.value_and_grad(loss, has_aux=True)(trained)
 
@@ -311,7 +289,7 @@ def sft_update(
     model: Transformer,
     optimizer: optax.GradientTransformation,
     num_microbatches: int,
-    chunk_tokens: int,
+    slicing: Slicing,
     state: TrainState,
     batch: Packed,
 ) -> tuple[TrainState, Metrics]:
@@ -325,7 +303,7 @@ def sft_update(
             params = lora.with_trained(state.params, trained)
             hidden, _ = model.prefill(params, packed.tokens, packed.positions, packed.segments)
             one = jnp.ones((), jnp.float32)
-            logprobs, entropy = logprobs_in_parts(model, hidden, model.head(params), packed.targets, one, chunk_tokens)
+            logprobs, entropy = token_logprobs(hidden, model.head(params), packed.targets, one, slicing)
             mask = packed.loss_mask.astype(jnp.float32)
             return -(logprobs * mask).sum() / count, {"sft/entropy": (entropy * mask).sum()}
 

@@ -26,10 +26,13 @@ jax.config.update("jax_threefry_partitionable", True)
 
 from jaxrl_ml import checkpoint, sampler
 from jaxrl_ml.config import ComputeConfig, GRPOStage, LossConfig, MeshConfig, ModelConfig, SamplingConfig, SFTStage
+from jaxrl_ml.config import model as model_config
 from jaxrl_ml.models import hf
 from jaxrl_ml.programs import Programs
 from jaxrl_ml.sharding import make_mesh
 from jaxrl_ml.types import Batch, Packed, Prompts, Rollout, TagTrie, TrainState
+
+model_config.COLUMNS = 8  # small vocabularies are cut in slices too
 
 TINY = ModelConfig(vocab_size=48, num_layers=2, embed_dim=32, mlp_dim=64, num_heads=4, num_kv_heads=2, head_dim=8)
 
@@ -42,7 +45,7 @@ class Policy:
     FIRST, SECOND = range(7, 15), range(20, 34)  # a stop "string": any of FIRST, then any of SECOND
     LOSS = LossConfig(kl="k3", kl_coef=0.1, importance_cap=2.0, entropy_coef=0.01)
 
-    COMPUTE = ComputeConfig(logprob_chunk_tokens=96)
+    COMPUTE = ComputeConfig(logits_mib=0.004)  # on a device: at most 16 columns of 64 tokens
 
     def __init__(
         self, mesh: MeshConfig, num_devices: int, config: ModelConfig = TINY, compute: ComputeConfig = COMPUTE

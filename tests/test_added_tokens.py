@@ -171,17 +171,17 @@ def test_nothing_is_added_twice_nor_to_a_small_vocabulary(tmp_path):
 def test_old_logits_stay_and_new_ones_are_their_mean(count, size):
     rng = np.random.default_rng(0)
     first, V, D = 9, 12, 6
-    tables = {"embed": rng.normal(size=(V, D)).astype(np.float32), "lm_head": rng.normal(size=(D, V)).astype(np.float32)}
+    tables = {"embed": rng.normal(size=(V, D)).astype(np.float32), "lm_head": rng.normal(size=(V, D)).astype(np.float32)}
     rows = {name: np.asarray(table) for name, table in extend_vocabulary(tables, first, count, size).items()}
-    assert rows["embed"].shape == rows["lm_head"].T.shape == (size, D)
+    assert rows["embed"].shape == rows["lm_head"].shape == (size, D)
     new = [i for i in range(size) if first <= i < first + count or i >= V]
     kept = [i for i in range(size) if i not in new]
     np.testing.assert_array_equal(rows["embed"][kept], tables["embed"][kept])
-    np.testing.assert_array_equal(rows["lm_head"][:, kept], tables["lm_head"][:, kept])
-    for table in (rows["embed"], rows["lm_head"].T):
+    np.testing.assert_array_equal(rows["lm_head"][kept], tables["lm_head"][kept])
+    for table in rows.values():
         np.testing.assert_allclose(table[new], table[:first].mean(0, keepdims=True).repeat(len(new), 0), atol=1e-6)
     hidden = 5 * rng.normal(size=(200, D))
-    logits = hidden @ rows["lm_head"]
+    logits = hidden @ rows["lm_head"].T
     np.testing.assert_allclose(logits[:, new], logits[:, :first].mean(1, keepdims=True).repeat(len(new), 1), atol=1e-5)
     odds = np.exp(logits[:, new]).sum(1) / np.exp(logits[:, :first]).sum(1)
     assert (odds <= len(new) / first).all()

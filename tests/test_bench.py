@@ -84,11 +84,11 @@ def test_a_share_of_the_tokens_ends_a_row():
 def test_both_sides_of_the_log_prob_row_compute_the_same(monkeypatch):
     B, C, D, V = 2, 6, 8, 32
     keys = jax.random.split(jax.random.key(0), 3)
-    arrays = jax.random.normal(keys[0], (B, C, D)), jax.random.normal(keys[1], (D, V)), jnp.arange(B * C).reshape(B, C)
+    arrays = jax.random.normal(keys[0], (B, C, D)), jax.random.normal(keys[1], (V, D)), jnp.arange(B * C).reshape(B, C)
     weights = jax.random.normal(keys[2], (B, C))
     sides = [
         bench_logprob.gradients(of, 0.5)(*arrays, weights)
-        for of in (bench_logprob.chunked_logprobs, bench_logprob.dense_logprobs)
+        for of in (bench_logprob.sliced_logprobs, bench_logprob.dense_logprobs)
     ]
     bench_logprob.agree(*sides)
     wrong = jax.tree.map(lambda x: 1.01 * x, sides[1])

@@ -16,7 +16,9 @@ from safetensors.numpy import load_file, save_file
 
 from jaxrl_ml.config import MeshConfig, ModelConfig, RopeScaling
 from jaxrl_ml.models import hf
-from jaxrl_ml.models.transformer import RMSNorm, Transformer, rope_frequencies
+from jaxrl_ml.models.attention import attention
+from jaxrl_ml.models.layers import RMSNorm, rope_frequencies
+from jaxrl_ml.models.transformer import Transformer
 from jaxrl_ml.sharding import SAMPLING, TRAINING, Layout, make_mesh
 from jaxrl_ml.tokenizer import Tokenizer
 from jaxrl_ml.types import UserError
@@ -117,7 +119,8 @@ def test_parity_ladder(torch, config, folder):
         expected = layer(torch.tensor(x), attention_mask=causal, position_embeddings=(cos, sin))
         expected = expected[0] if isinstance(expected, tuple) else expected
         mask = jnp.tril(jnp.ones((1, T, T), bool))
-        block = jax.jit(lambda *arrays: Transformer(config).block.apply({"params": first}, *arrays, mask, None, None, 0)[0])
+        attend = lambda q, k, v: (attention(q, k, v, mask), None)  # noqa: E731
+        block = jax.jit(lambda *arrays: Transformer(config).block.apply({"params": first}, *arrays, attend)[0])
         assert_close(block(x, jnp.cos(angles), jnp.sin(angles)), expected)
         expected = theirs(torch.tensor(tokens)).logits
     assert_close(logits_of(config, params, tokens, positions), expected)

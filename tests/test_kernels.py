@@ -18,9 +18,8 @@ import pytest
 from conftest import TINY, Policy
 
 from jaxrl_ml.config import ComputeConfig, MeshConfig
-from jaxrl_ml.models.attention import attention
+from jaxrl_ml.models.attention import attention, segment_mask
 from jaxrl_ml.models.kernels import Causal, Kernel
-from jaxrl_ml.models.transformer import segment_mask
 from jaxrl_ml.programs import Programs, resolve_kernel
 from jaxrl_ml.sharding import Layout, make_mesh
 from jaxrl_ml.types import UserError

@@ -12,7 +12,8 @@ import pytest
 
 from jaxrl_ml import update
 from jaxrl_ml.config import ComputeConfig, GRPOStage, LossConfig, MeshConfig, ModelConfig, SamplingConfig
-from jaxrl_ml.losses import aggregation_weights, importance_weights, kl_estimate, policy_loss, token_logprobs
+from jaxrl_ml.config import model as model_config
+from jaxrl_ml.losses import Slicing, aggregation_weights, importance_weights, kl_estimate, policy_loss, token_logprobs
 from jaxrl_ml.programs import Programs
 from jaxrl_ml.sharding import make_mesh
 from jaxrl_ml.types import Batch, Prompts, Rollout
@@ -143,22 +144,38 @@ def test_importance_weights_are_capped_and_carry_no_gradient():
     np.testing.assert_array_equal(jax.grad(lambda x: importance_weights(x, sampled, 2.0).sum())(old), np.zeros((1, 3)))
 
 
-def dense(hidden, head, targets, temperature):
-    logp = jax.nn.log_softmax(hidden.astype(jnp.float32) @ head / temperature, axis=-1)
+def dense(hidden, head, targets, temperature, support=None):
+    logits = hidden.astype(jnp.float32) @ head.T / temperature
+    if support is not None:
+        tokens, valid = support
+        among = (jax.nn.one_hot(tokens, len(head)) * valid[..., None]).sum(-2) > 0
+        logits = jnp.where(among | ~valid.any(-1, keepdims=True), logits, -1e9)
+    logp = jax.nn.log_softmax(logits, axis=-1)
     chosen = jnp.take_along_axis(logp, targets[..., None], axis=-1)[..., 0]
     return chosen, -(jnp.exp(logp) * logp).sum(-1)
 
 
-def unconstrained(x, names):
-    return x
+def slices(tokens: int, width: int, parts: int = 1) -> Slicing:
+    """Slices of `width` columns of each part, for so many tokens."""
+    return Slicing(ComputeConfig(logits_mib=tokens * width / 2**18), parts=parts)
 
 
-@pytest.mark.parametrize("chunk_tokens", [1, 6, 9, 15, 21, 10_000])
-def test_chunked_logprobs_and_entropy_equal_dense_ones(chunk_tokens):
+@pytest.fixture
+def any_width(monkeypatch):
+    monkeypatch.setattr(model_config, "COLUMNS", 1)
+
+
+@pytest.mark.parametrize("support", [False, True], ids=["all", "support"])
+@pytest.mark.parametrize(("width", "parts"), [(1, 1), (5, 1), (6, 1), (12, 1), (99, 1), (1, 3), (3, 3), (2, 4)])
+def test_logprobs_and_entropy_in_slices_equal_dense_ones(width, parts, support, any_width):
     keys = jax.random.split(jax.random.key(0), 5)
-    hidden, head = jax.random.normal(keys[0], (3, 7, 8)), jax.random.normal(keys[1], (8, 11))
-    targets = jax.random.randint(keys[2], (3, 7), 0, 11)
+    hidden, head = jax.random.normal(keys[0], (3, 7, 8)), jax.random.normal(keys[1], (12, 8))
+    targets = jax.random.randint(keys[2], (3, 7), 0, 12)
     pull = jax.random.normal(keys[3], (2, 3, 7))
+    others = jax.random.permutation(keys[4], jnp.broadcast_to(jnp.arange(12), (3, 7, 12)), axis=-1, independent=True)[..., :4]
+    others = jnp.concatenate([targets[..., None], jnp.where(others == targets[..., None], -1, others)], axis=-1)
+    valid = (others >= 0) & (jnp.arange(7) % 2 == 0)[None, :, None]  # nothing counts at every other place
+    within = (others, valid) if support else None
 
     def value(of):
         def total(h, w):
@@ -167,37 +184,40 @@ def test_chunked_logprobs_and_entropy_equal_dense_ones(chunk_tokens):
 
         return jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(hidden, head)
 
-    (_, found), grads = value(lambda h, w: token_logprobs(h, w, targets, jnp.float32(0.7), chunk_tokens, unconstrained))
-    (_, expected), expected_grads = value(lambda h, w: dense(h, w, targets, 0.7))
+    how = slices(21, width, parts)
+    found = how.compute.slice_width(21, 12 // parts)
+    assert found <= width and -(-12 // parts // found) == -(-12 // parts // width)
+    (_, found), grads = value(lambda h, w: token_logprobs(h, w, targets, jnp.float32(0.7), how, within))
+    (_, expected), expected_grads = value(lambda h, w: dense(h, w, targets, 0.7, within))
     np.testing.assert_allclose(found, expected, atol=1e-5)
     for a, b in zip(grads, expected_grads, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
-def test_head_gradient_does_not_lose_precision_with_many_chunks_in_bfloat16():
+def test_gradients_do_not_lose_precision_with_many_slices_in_bfloat16(any_width):
     keys = jax.random.split(jax.random.key(0), 3)
-    hidden = jax.random.normal(keys[0], (1, 512, 16)).astype(jnp.bfloat16)
-    head = 0.1 * jax.random.normal(keys[1], (16, 32))
-    targets = jax.random.randint(keys[2], (1, 512), 0, 32)
+    hidden = jax.random.normal(keys[0], (1, 32, 16)).astype(jnp.bfloat16)
+    head = 0.1 * jax.random.normal(keys[1], (512, 16))
+    targets = jax.random.randint(keys[2], (1, 32), 0, 512)
 
-    def gradient(chunk_tokens):
-        def total(w):
-            return token_logprobs(hidden, w, targets, jnp.float32(1), chunk_tokens, unconstrained)[0].mean()
+    def gradients(of):
+        return jax.jit(jax.grad(lambda h, w: of(h, w)[1].mean(), argnums=(0, 1)))(hidden, head)
 
-        return jax.jit(jax.grad(total))(head)
+    exact = gradients(lambda h, w: dense(h, w, targets, 1.0))
+    for width in (512, 1):
+        found = gradients(lambda h, w, width=width: token_logprobs(h, w, targets, jnp.float32(1), slices(32, width)))
+        for a, b in zip(found, exact, strict=True):
+            a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+            assert np.linalg.norm(a - b) / np.linalg.norm(b) < 0.004
 
-    exact = jax.grad(lambda w: dense(hidden, w, targets, 1.0)[0].mean())(head)
-    error = [float(jnp.linalg.norm(gradient(c) - exact) / jnp.linalg.norm(exact)) for c in (512, 1)]
-    assert max(error) < 0.004, error  # 0.02 at 512 chunks if they were summed in bfloat16
 
-
-def test_extreme_logits_stay_finite():
+def test_extreme_logits_stay_finite(any_width):
     hidden = jnp.array([[[1e4, 0.0], [-1e4, 1e4], [0.0, 0.0]]])
-    head = jnp.array([[1.0, -1.0, 0.5, 0.0], [0.0, 3.0, -3.0, 0.1]])
+    head = jnp.array([[1.0, 0.0], [-1.0, 3.0], [0.5, -3.0], [0.0, 0.1]])
     targets = jnp.array([[1, 2, 0]])
 
     def total(h, w):
-        logprobs, entropy = token_logprobs(h, w, targets, jnp.float32(0.5), 2, unconstrained)
+        logprobs, entropy = token_logprobs(h, w, targets, jnp.float32(0.5), slices(3, 1))
         loss = [
             policy_loss(logprobs, jnp.zeros((1, 3)), sign * jnp.ones((1, 3)), jnp.ones((1, 3), bool), config)[0].sum()
             for sign in (1, -1)
@@ -217,7 +237,7 @@ V, B, C = 151_936, 16, 64
 def update_memory() -> tuple[int, int]:
     """The bytes of temporaries and the largest array (elements) of the compiled update at a real vocabulary; nothing is run."""
     model = ModelConfig(vocab_size=V, num_layers=1, embed_dim=8, mlp_dim=8, num_heads=2, num_kv_heads=1, head_dim=4)
-    programs = Programs(model, ComputeConfig(logprob_chunk_tokens=64), make_mesh(MeshConfig(), jax.devices()[:1]))
+    programs = Programs(model, ComputeConfig(logits_mib=36), make_mesh(MeshConfig(), jax.devices()[:1]))
     loss = LossConfig(kl="k3", entropy_coef=0.01)
     stage = GRPOStage(None, None, prompts_per_step=4, group_size=4, loss=loss, sampling=SamplingConfig(max_completion_tokens=C))
     optimizer = optax.sgd(1.0)
@@ -237,12 +257,12 @@ def update_memory() -> tuple[int, int]:
 
 def test_no_array_of_all_logits_exists_in_the_compiled_update():
     temporaries, largest = update_memory()
-    assert largest <= 2 * 64 * V  # a chunk of 64 tokens, not the 1,024 of the batch
-    assert temporaries < B * C * V * 4 / 3
+    assert largest <= 36 * 2**18 or largest == V * 8  # a slice of the vocabulary for all 1,024 tokens, or the head
+    assert temporaries < B * C * V * 4 / 4
 
 
 def test_the_memory_test_sees_full_logits(monkeypatch):
-    def full(hidden, head, targets, temperature, chunk_tokens, constrain, support):
+    def full(hidden, head, targets, temperature, slicing, support):
         return dense(hidden, head, targets, temperature)
 
     monkeypatch.setattr(update, "token_logprobs", full)

@@ -13,11 +13,9 @@ from pathlib import Path
 import pytest
 
 from jaxrl_ml import plan
-from jaxrl_ml.config import MeshConfig
 from jaxrl_ml.planning import compiled, curve, topology
-from jaxrl_ml.planning.models import SHAPES
 from jaxrl_ml.planning.roofline import estimates
-from jaxrl_ml.planning.search import hint, remedies
+from jaxrl_ml.planning.search import remedies
 from jaxrl_ml.planning.stages import Planned
 from jaxrl_ml.planning.work import Estimate
 from jaxrl_ml.types import UserError
@@ -32,7 +30,6 @@ config = Config(
     model=model,
     tokenizer=("a",),
     mesh=MeshConfig(data=1, fsdp=4, tensor=2),
-    compute=ComputeConfig(logprob_chunk_tokens=256),
     stages=(
         SFTStage(None, name="cold", batch_size=16, sequence_length=64),
         GRPOStage(None, None, name="rl", prompts_per_step=16, group_size=4, sampling=sampling, loss=LossConfig(kl="k3")),
@@ -93,8 +90,9 @@ def test_a_plan_is_compiled_and_kept(config, capsys, tmp_path):
 def test_a_sweep_ranks_and_plans_the_best_two(config, capsys):
     assert plan.main([config, "--topology", "v5e:2x4", "--stage", "rl", "--analytic", "--sweep"]) == 0
     text = capsys.readouterr().out
-    best = re.findall(r"^--mesh.data (\d) --mesh.fsdp (\d) --mesh.tensor (\d) --stages.1.num-microbatches (\d+)$", text, re.M)
-    assert len(best) == 2 and best[0] != best[1]
+    flags = r"^--mesh.data (\d) --mesh.fsdp (\d) --mesh.tensor (\d) --mesh.context 1 --stages.1.num-microbatches (\d+)$"
+    best = re.findall(flags, text, re.M)
+    assert len(best) == 2 and best[0][:3] != best[1][:3]
     assert text.count("predicted:") == 2
     assert f"{best[0][0]} × {best[0][1]} × {best[0][2]}" in text
 
@@ -118,6 +116,31 @@ def test_what_is_advised_makes_a_plan_fit(config, capsys, monkeypatch):
     assert any("remat" in change for change in advised)
     for change in advised:
         assert plan.main([*command, *change.split()]) == 0, change
+
+
+@pytest.mark.parametrize(
+    ("overrides", "program", "advised"),
+    [
+        (["--mesh.data", "2", "--mesh.fsdp", "2"], "rl/gather", "--compute.sampling-weights split"),
+        (["--stages.1.prompts-per-step", "4", "--compute.remat", "full"], "rl/update", "--mesh.context 2"),
+    ],
+    ids=["weights", "sequences"],
+)
+def test_what_microbatches_cannot_make_fit_is_split(overrides, program, advised, config, capsys, monkeypatch):
+    """Weights that are too large when gathered are sampled with as they are split; a row that is too long is split itself."""
+    command = [config, "--topology", "cpu:8", "--analytic", "--stage", "rl", "--program", program.split("/")[1], *overrides]
+    loaded = plan.load(config, overrides)
+    compute = dataclasses.replace(loaded.compute, dtype="float32")
+    mesh = plan.filled(loaded.mesh, topology.parse("cpu:8"))
+    (needed,) = [e.memory.total for e in estimates(loaded.model, compute, mesh, loaded.stages[1]) if e.name == program]
+    small = dataclasses.replace(topology.CHIPS["cpu"], memory=int(0.9 * needed))
+    monkeypatch.setitem(topology.CHIPS, "cpu", small)
+    assert plan.main(command) == 1
+    changes = re.findall(r"^  change: (--.*?) \(worked", capsys.readouterr().out, re.M)
+    assert any(advised in change for change in changes), changes
+    for change in changes:
+        if advised in change:
+            assert plan.main([*command, *change.split()]) == 0, change
 
 
 OUT_OF_MEMORY = """RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. \
@@ -171,8 +194,13 @@ def test_nothing_helps_where_no_mesh_does(config):
 def test_mistakes_are_told_in_one_line(config):
     for command, named in (
         ([], "usage"),
-        ([config, "--topology", "v5e:8x8"], "data=1 fsdp=4 tensor=2 does not fit the 64 devices"),
-        ([config, "--topology", "cpu:8", "--mesh.fsdp", "2", "--mesh.context", "2"], "mesh.context=2: plans are of whole"),
+        ([config, "--topology", "v5e:8x8"], "data=1 fsdp=4 context=1 tensor=2 does not fit the 64 devices"),
+        ([config, "--topology", "cpu:8", "--mesh.fsdp", "1", "--mesh.context", "8"], "does not fit the 8 devices"),
+        ([config, "--topology", "cpu:8", "--mesh.fsdp", "1", "--mesh.context", "4"], "does not divide 4 heads"),
+        (
+            [config, "--topology", "cpu:8", "--mesh.fsdp", "2", "--mesh.context", "2", "--stages.0.sequence-length", "63"],
+            "63 tokens cannot be split over mesh.context=2",
+        ),
         ([config, "--topology", "cpu:8", "--stage", "sft"], "the config has cold, rl"),
         (
             ["configs/skills_qwen2p5.py", "--arm", "7b", "--init-from", "Nobody-9B", "--topology", "h100:8"],
@@ -218,26 +246,27 @@ def test_a_curve_ends_where_rows_do_and_never_asks_for_more_than_a_chip_has():
     assert not [p for p in points if p.scaling == "strong" and p.chips == 4096 and p.fits and p.choice.mesh.tensor < 8]
 
 
-def test_a_hint_saves_what_it_says():
-    loaded = plan.load("configs/skills_qwen2p5.py", ["--arm", "7b"])
-    model, stage, node = SHAPES["Qwen2.5-7B"], loaded.stages[0], topology.parse("h100:8")
-    assert hint(model, loaded.compute, stage, loaded.mesh, node) is None  # the config takes enough at a time
-    few = dataclasses.replace(loaded.compute, logprob_chunk_tokens=256)
-
-    def sent(compute):
-        return sum(e.runs * e.work.sent_bytes for e in estimates(model, compute, loaded.mesh, stage))
-
-    text = hint(model, few, stage, loaded.mesh, node)
-    count, share = re.match(r"--compute.logprob-chunk-tokens (\d+) would send (\d+)%", text).groups()
-    more = dataclasses.replace(few, logprob_chunk_tokens=int(count))
-    assert sent(more) / sent(few) == pytest.approx(int(share) / 100, abs=0.006) and int(share) < 67
-    assert max(e.memory.total for e in estimates(model, more, loaded.mesh, stage)) <= node.chip.memory
-    assert hint(model, few, stage, MeshConfig(8, 1, 1), node) is None  # nothing is gathered
+def test_the_readme_has_what_the_tool_prints():
+    spec = importlib.util.spec_from_file_location("plans", ROOT / "tools" / "plans.py")
+    plans = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(plans)
+    readme = (ROOT / "README.md").read_text()
+    for row in (f"| | {plans.PLANS_HEAD} |", *plans.curve_rows()):
+        assert f"{row}\n" in readme, f"README lacks what tools/plans.py prints: {row}"
+    for model, *_, where, _, _ in plans.PLANS:  # their figures take minutes each
+        assert readme.count(f"| {model}, {where}; step ") == 2, (model, where)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "package"), [("v5e:2x4", "libtpu"), ("h100:8", "jax_cuda13_plugin")])
-def test_a_small_model_compiles_for_accelerators_as_it_is_worked_out(name, package, config, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "package", "mesh"),
+    [
+        ("v5e:2x4", "libtpu", []),
+        ("v5e:2x4", "libtpu", ["--mesh.fsdp", "2", "--mesh.context", "2"]),
+        ("h100:8", "jax_cuda13_plugin", []),
+    ],
+)
+def test_a_small_model_compiles_for_accelerators_as_it_is_worked_out(name, package, mesh, config, tmp_path):
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed: the extra `plan` has it")
     environment = {**os.environ, "XLA_FLAGS": "", "COLUMNS": "100"}
@@ -254,6 +283,7 @@ def test_a_small_model_compiles_for_accelerators_as_it_is_worked_out(name, packa
             "rl",
             "--cache",
             str(tmp_path / "kept"),
+            *mesh,
         ]
         done = subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr[-2000:]

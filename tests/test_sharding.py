@@ -146,7 +146,7 @@ class Abstract:
     """The programs of WIDE on a mesh, and what they take, as shapes: they are compiled and never run."""
 
     def __init__(self, axes: dict[str, int], dtype: str = "float32") -> None:
-        compute = ComputeConfig(dtype=dtype, logprob_chunk_tokens=96)
+        compute = ComputeConfig(dtype=dtype, logits_mib=0.04)  # slices of 72 of the 104 columns
         self.programs = Programs(WIDE, compute, make_mesh(MeshConfig(**axes), jax.devices()))
         self.layout = self.programs.layout
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from jaxrl_ml.config import MeshConfig, ModelConfig, RopeScaling
-from jaxrl_ml.models.transformer import KVCache, PromptCache, Transformer, rope_frequencies, unstack
+from jaxrl_ml.models.layers import rope_frequencies
+from jaxrl_ml.models.transformer import KVCache, PromptCache, Transformer, unstack
 from jaxrl_ml.sharding import SAMPLING, TRAINING, Layout, make_mesh
 
 LLAMA = ModelConfig(vocab_size=48, num_layers=2, embed_dim=32, mlp_dim=48, num_heads=4, num_kv_heads=2, head_dim=8)

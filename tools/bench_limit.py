@@ -3,7 +3,7 @@
 The work is (a): 2 prompts × 4 samples, 122-token prompts, 32 new tokens. Operations are those that the result needs, counted by
 hand: a multiply-add is two, nothing that is computed again counts, attention only over what a token sees, and a prompt is
 computed once for its group. Prefill, score and update are held against the rate of a large square product; decoding, whose
-products have few rows, against the products of one token step alone.
+products have few rows, against the products of one token step alone, those with the caches among them.
 """
 
 from __future__ import annotations
@@ -116,6 +116,27 @@ def step_products(config: ModelConfig) -> Callable[[int], float]:
     return seconds
 
 
+def attention_seconds(config: ModelConfig, prompts: int, group: int, width: int) -> float:
+    """Seconds of the products of one token's attention alone, of all layers: with the prompts' caches and the rows' own.
+
+    Each layer has caches of its own, of `width` tokens a row, all of which decoding multiplies with.
+    """
+    K, H, L = config.num_kv_heads, config.head_dim, config.num_layers
+    heads, rows = config.num_heads // K, prompts * group
+    shapes = ((prompts, K, group * heads, PROMPT_TOKENS - 1), (rows, K, heads, width))
+
+    @jax.jit
+    def chain(q, layers):
+        for caches in layers:
+            for (B, _, x, _), (k, v) in zip(shapes, caches, strict=True):
+                scores = jnp.einsum("bkxh,bksh->bkxs", q.reshape(B, K, x, H), k)
+                q = q + 1e-9 * jnp.einsum("bkxs,bksh->bkxh", scores, v).reshape(q.shape)  # the next one waits
+        return q
+
+    layers = [[tuple(jnp.full((B, K, S, H), 1e-2) for _ in range(2)) for B, _, _, S in shapes] for _ in range(L)]
+    return shortest(lambda: chain(jnp.ones((rows, K, heads, H)), layers), 3)
+
+
 def own_shapes_rate(config: ModelConfig, tokens: int, predicted: int) -> tuple[float, float]:
     """FLOP/s of the products of an update alone, forwards and backwards: of all of them, and of the fastest.
 
@@ -180,6 +201,7 @@ def limit(model: str, repeats: int) -> list[Row]:
         rows = grid[0] * grid[1]
         measures[f"decode {rows}"] = token_seconds(policy, *grid)
         measures[f"alone {rows}"] = partial(alone, rows)
+        measures[f"attention {rows}"] = partial(attention_seconds, config, *grid, LONG)
     measures["matmul again"] = measures["matmul"]
     found = in_turn(measures, repeats)
     # A limit is the most that the machine can do: what else it was busy with for a moment does not count.
@@ -240,12 +262,14 @@ def _decode_rows(config: ModelConfig, found: dict[str, list[Any]]) -> list[Row]:
     for prompts, group in DECODE_GRIDS:
         B = prompts * group
         need = needs(config, prompts, group, SHORT + LONG)["decode"]
-        step, alone = found[f"decode {B}"], found[f"alone {B}"]
+        step, weights, attention = (found[f"{name} {B}"] for name in ("decode", "alone", "attention"))
+        alone = [a + b for a, b in zip(weights, attention, strict=True)]
+        share = f"{statistics.median(attention) * 1e3:.1f} of them attention's"
         rows.append(
             Row(
                 f"limit: decode, a token of {B} rows, {need.flops / 1e9:.1f} GFLOP, {need.bytes / 1e9:.2f} GB",
                 f"{statistics.median(step) * 1e3:.1f} ms",
-                f"its products alone {statistics.median(alone) * 1e3:.1f} ms",
+                f"its products alone {statistics.median(alone) * 1e3:.1f} ms, {share}",
                 ratios(alone, step),
                 "≥ 0.8",
             )

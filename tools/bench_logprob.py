@@ -16,23 +16,22 @@ import jax.numpy as jnp
 from bench_timing import Row, interleaved, own_peak, ratios
 
 from jaxrl_ml.config import ComputeConfig
-from jaxrl_ml.losses import token_logprobs
-from jaxrl_ml.models.transformer import unconstrained
+from jaxrl_ml.losses import Slicing, token_logprobs
 
 B, C, D, V = 8, 128, 896, 151_936  # 1,024 tokens; width and vocabulary of Qwen2.5-0.5B
 
 
 def dense_logprobs(hidden: jax.Array, head: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
     """`token_logprobs` at temperature 1 with all logits at once."""
-    logprobs = jax.nn.log_softmax(jnp.einsum("bcd,dv->bcv", hidden, head), axis=-1)
+    logprobs = jax.nn.log_softmax(jnp.einsum("bcd,vd->bcv", hidden, head), axis=-1)
     chosen = jnp.take_along_axis(logprobs, targets[..., None], axis=-1)[..., 0]
     return chosen, -(jnp.exp(logprobs) * logprobs).sum(-1)
 
 
-def chunked_logprobs(hidden: jax.Array, head: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`token_logprobs` at temperature 1, at the default chunk."""
+def sliced_logprobs(hidden: jax.Array, head: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`token_logprobs` at temperature 1, at the default memory."""
     one = jnp.ones((), jnp.float32)
-    return token_logprobs(hidden, head, targets, one, ComputeConfig().logprob_chunk_tokens, unconstrained)
+    return token_logprobs(hidden, head, targets, one, Slicing(ComputeConfig()))
 
 
 def gradients(logprobs_of: Callable[..., Any], entropy_coef: float) -> Callable[..., Any]:
@@ -48,13 +47,13 @@ def gradients(logprobs_of: Callable[..., Any], entropy_coef: float) -> Callable[
 def logprob(repeats: int) -> list[Row]:
     """Time and temporaries of the loss's head, without and with an entropy bonus."""
     keys = jax.random.split(jax.random.key(0), 4)
-    hidden, head = jax.random.normal(keys[0], (B, C, D)), jax.random.normal(keys[1], (D, V)) * D**-0.5
+    hidden, head = jax.random.normal(keys[0], (B, C, D)), jax.random.normal(keys[1], (V, D)) * D**-0.5
     arrays = hidden, head, jax.random.randint(keys[2], (B, C), 0, V), jax.random.normal(keys[3], (B, C))
     rows = []
     for coefficient, name in ((0.0, "log-probs and entropies"), (0.01, "the same with an entropy bonus")):
         sides = {
             side: jax.jit(gradients(of, coefficient)).lower(*arrays).compile()
-            for side, of in (("ours", chunked_logprobs), ("dense", dense_logprobs))
+            for side, of in (("ours", sliced_logprobs), ("dense", dense_logprobs))
         }
         agree(*(side(*arrays) for side in sides.values()))
         temporaries = {side: program.memory_analysis().temp_size_in_bytes for side, program in sides.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,6 +57,10 @@ class ModelConfig:
         require(self.head_dim % 2 == 0, f"model.head_dim={self.head_dim} must be even: rotary embedding turns pairs")
 
 
+COLUMNS = 128
+"""Of the vocabulary, that a slice has a multiple of, as narrower products fill no vector unit; slices are otherwise even."""
+
+
 @dataclass(frozen=True)
 class ComputeConfig:
     """How the model is computed."""
@@ -69,8 +74,16 @@ class ComputeConfig:
     auto is splash on TPU, cudnn on NVIDIA GPUs in bfloat16, plain on CPU. splash on CPU is emulated, for tests: very slow."""
     sampling_weights: Literal["gathered", "split"] = "gathered"
     """In sampling. gathered: whole over fsdp, which splits rows; split: over fsdp as over tensor, if they are too large."""
-    logprob_chunk_tokens: int = 256
-    """Tokens of a row shard whose logits exist at a time in score and update."""
+    logits_mib: float = 64
+    """Logits that exist at a time in score and update, MiB a device: the vocabulary is cut in slices that keep to it."""
+
+    def __post_init__(self) -> None:
+        require(self.logits_mib > 0, f"compute.logits_mib={self.logits_mib} must be more than 0")
+
+    def slice_width(self, tokens: float, size: int) -> int:
+        """How many of its `size` columns of the vocabulary a device takes at a time for so many tokens."""
+        slices = math.ceil(size / max(1, int(self.logits_mib * 2**18 / tokens)))
+        return min(size, math.ceil(size / slices / COLUMNS) * COLUMNS)
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ WEIGHTS: dict[str, Weight] = {
     "layers/mlp/up": Weight("model.layers.{}.mlp.up_proj.weight", _LINEAR),
     "layers/mlp/down": Weight("model.layers.{}.mlp.down_proj.weight", _LINEAR),
     "final_norm/scale": Weight("model.norm.weight", _VECTOR),
-    "lm_head": Weight("lm_head.weight", _LINEAR),
+    "lm_head": Weight("lm_head.weight", ((0,), (1,))),
 }
 
 

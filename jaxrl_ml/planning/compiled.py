@@ -1,8 +1,8 @@
 """Compiles a stage's programs for a topology, ahead of time and without it, and reads off what they take.
 
 In: `Planned`s. Out: an `Estimate` of each, from XLA's own buffer assignment and the optimised program (`hlo.py`). A program
-that was compiled before is not compiled again: its text and its memory are kept by a hash of the lowered program, the topology
-and the versions of jax and the compiler.
+that was compiled before is not compiled again: its text and its memory are kept by a hash of the lowered program, the topology,
+the versions of jax and the compiler, and the flags that it takes from the environment.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import dataclasses
 import gzip
 import hashlib
 import json
+import os
 import re
 import time
 from importlib import metadata
@@ -27,6 +28,7 @@ from jaxrl_ml.types import require
 
 _COMPILERS = {"h100": "jax-cuda13-pjrt", "cpu": "jaxlib"}  # else libtpu
 _LARGEST = 5
+_TRITONLESS = {"xla_gpu_enable_triton_gemm": False}
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -42,12 +44,12 @@ def compile_program(program: Planned, worked_out: Estimate, topology: Topology, 
     Raises UserError where the compiler fails for another reason than memory.
     """
     lowered = program.lower()
-    key = "\n".join((lowered.as_text(), topology.name, versions(topology)))
+    flags = (os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS"))
+    key = "\n".join((lowered.as_text(), topology.name, versions(topology), *flags))
     path = cache / hashlib.sha256(key.encode()).hexdigest()[:32]
     if not path.with_suffix(".json").is_file():
         cache.mkdir(parents=True, exist_ok=True)
-        tpu = topology.chip.name not in _COMPILERS
-        _compile(lowered, path, tpu, f"{program.name} cannot be compiled for {topology.name}")
+        _compile(lowered, path, topology.chip.name, f"{program.name} cannot be compiled for {topology.name}")
     kept = json.loads(path.with_suffix(".json").read_text())
     if kept["error"] is not None:
         found = _refused(kept["error"], program, worked_out, topology, kept["compile_s"])
@@ -55,14 +57,22 @@ def compile_program(program: Planned, worked_out: Estimate, topology: Topology, 
         module = Module(gzip.decompress(path.with_suffix(".hlo.gz").read_bytes()).decode(), program.trips)
         largest = tuple(module.largest(_LARGEST))
         found = Estimate(program.name, module.work(), Memory(**kept["memory"]), program.runs, kept["compile_s"], largest)
-    return dataclasses.replace(found, memory=found.memory._replace(beside=program.beside))
+    return dataclasses.replace(found, memory=found.memory._replace(beside=program.beside), note=kept.get("note", ""))
 
 
-def _compile(lowered: Any, path: Path, tpu: bool, complaint: str) -> None:
-    """Compiles, and keeps the program in `path`.hlo.gz, its memory or the lack of it in `path`.json."""
-    started, memory, error = time.perf_counter(), None, None
+def _compile(lowered: Any, path: Path, chip: str, complaint: str) -> None:
+    """Compiles, and keeps the program in `path`.hlo.gz, its memory or the lack of it in `path`.json.
+
+    Without a GPU to try them on, XLA finds no tiles for some products of Triton's: such a program is compiled without any.
+    """
+    started, memory, error, note = time.perf_counter(), None, None, ""
     try:
-        compiled = lowered.compile()
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as raised:
+            if chip != "h100" or "RESOURCE_EXHAUSTED" in str(raised):
+                raise
+            compiled, note = lowered.compile(_TRITONLESS), "no products by Triton, which the compiler fails on without a GPU"
     except jax.errors.JaxRuntimeError as raised:
         error = str(raised)
         require("RESOURCE_EXHAUSTED" in error, f"{complaint}: {next(iter(error.strip().splitlines()), 'no message')[:300]}")
@@ -71,13 +81,13 @@ def _compile(lowered: Any, path: Path, tpu: bool, complaint: str) -> None:
         m = compiled.memory_analysis()
         made = m.output_size_in_bytes - m.alias_size_in_bytes
         peak = m.argument_size_in_bytes + made + m.temp_size_in_bytes
-        if tpu:  # whose temporaries are counted without regard to which of them live at once: its check is of the peak
+        if chip not in _COMPILERS:  # TPU's temporaries are counted whether they live at once or not; its check is of the peak
             peak = m.peak_memory_in_bytes
         temporaries = peak - m.argument_size_in_bytes - made
         memory = Memory(m.argument_size_in_bytes, m.output_size_in_bytes, temporaries, peak)._asdict()
         path.with_suffix(".hlo.gz").write_bytes(gzip.compress(compiled.as_text().encode()))
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"memory": memory, "compile_s": took, "error": error}) + "\n")
+    temporary.write_text(json.dumps({"memory": memory, "compile_s": took, "error": error, "note": note}) + "\n")
     temporary.replace(path.with_suffix(".json"))
 
 

@@ -1,6 +1,7 @@
 """Scale on paper: step time, memory and cost of a GRPO step from 1 to 4,096 chips, and the collectives that limit it.
 
-In: a chip. Out: `Point`s for models of 1.5B, 7B and 32B, worked out (`roofline.py`), each on the fastest mesh that fits.
+In: a chip. Out: `Point`s for models of 1.5B, 7B and 32B, worked out (`roofline.py`), each on the fastest mesh that fits, with
+the best number of microbatches (`search.choices`).
 
 - weak: `PROMPTS_PER_CHIP` prompts a chip, so the step's work grows with the chips;
 - strong: `STRONG_PROMPTS` prompts whatever the chips; it ends where they are fewer than the shards that rows are split over.
@@ -13,6 +14,7 @@ whole: hierarchical ones send less there. Latency is left out, which grows with 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -22,8 +24,8 @@ from rich.table import Table
 from jaxrl_ml.config import ComputeConfig, GRPOStage, LossConfig, SamplingConfig
 from jaxrl_ml.planning.models import SHAPES
 from jaxrl_ml.planning.search import Choice, choices
-from jaxrl_ml.planning.tables import gib, short
-from jaxrl_ml.planning.topology import Chip, Topology, attention_on
+from jaxrl_ml.planning.tables import short
+from jaxrl_ml.planning.topology import GIB, Chip, Topology, attention_on
 from jaxrl_ml.planning.work import seconds
 
 SIZES = ("Qwen2.5-1.5B", "Qwen2.5-7B", "Qwen2.5-32B")
@@ -36,7 +38,7 @@ STAGE = GRPOStage(
     sampling=SamplingConfig(max_prompt_tokens=1024, max_completion_tokens=1024),
     loss=LossConfig(kl="k3"),
 )
-COMPUTE = ComputeConfig(dtype="bfloat16", remat="full", logprob_chunk_tokens=2048)
+COMPUTE = ComputeConfig(dtype="bfloat16", remat="full", logits_mib=512)
 
 
 class Point(NamedTuple):
@@ -53,15 +55,22 @@ class Point(NamedTuple):
         """The cost of a step."""
         return self.choice.step_s * self.chips * chip.price / 3600
 
-    def limit(self, chip: Chip) -> tuple[str, str]:
-        """What takes most of the step's time (program, bound), and the collective that sends most (kind, chips, bytes)."""
-        slowest = max(self.choice.estimates, key=lambda e: e.runs * seconds(e.work, chip).total)
-        sent = max(
-            ((e.runs * value, e.name.split("/")[-1], key) for e in self.choice.estimates for key, value in e.work.sent.items()),
-            default=None,
-        )
-        bound = f"{slowest.name.split('/')[-1]}: {seconds(slowest.work, chip).bound}"
-        return bound, "none" if sent is None else f"{sent[2][0]} of {sent[2][1]} in {sent[1]}, {short(sent[0] / 1e9)} GB"
+    def bound(self, chip: Chip) -> str:
+        """What the step spends most of its time on: compute, memory or links."""
+        took = Counter()
+        for e in self.choice.estimates:
+            found = seconds(e.work, chip)
+            took[found.bound] += e.runs * found.total
+        return took.most_common(1)[0][0]
+
+    def sent(self, chip: Chip) -> tuple[float, float, str]:
+        """Bytes that a chip sends a step, seconds that its links take for them, and which collective sends most of them."""
+        found = Counter()
+        for e in self.choice.estimates:
+            for (kind, devices, _), value in e.work.sent.items():
+                found[f"{kind} {devices}"] += e.runs * value
+        took = sum(e.runs * seconds(e.work, chip).links for e in self.choice.estimates)
+        return sum(found.values()), took, found.most_common(1)[0][0] if found else ""
 
 
 def curve(chip: Chip, sizes: Sequence[str] = SIZES, counts: Sequence[int] = CHIPS) -> Iterator[Point]:
@@ -81,23 +90,17 @@ def curve_table(points: Sequence[Point], chip: Chip) -> Table:
     """The points of one model and scaling."""
     first = points[0]
     kind = f"{PROMPTS_PER_CHIP} prompts a chip" if first.scaling == "weak" else f"{STRONG_PROMPTS} prompts"
-    table = Table(
-        title=f"{first.model}, {first.scaling} scaling: {kind} × {STAGE.group_size}; {chip.name}, worked out", box=box.SIMPLE
-    )
-    for column in ("chips", "d × f × t", "micro", "GiB", "step, s", "dollars", "most time", "sends most, a chip"):
+    title = f"{first.model}, {first.scaling} scaling: {kind} × {STAGE.group_size}; {chip.name}, worked out"
+    table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for column in ("chips", "d×f×t", "GiB", "step\ns", "dol-\nlars", "bound\nby", "links\ns", "sent\nGB", "most by"):
         table.add_column(column, no_wrap=True)
     for point in points:
         if not point.fits:
-            what = ("too few rows",) if point.choice is None else ("does not fit", "", gib(point.choice.memory))
+            what = ("no rows",) if point.choice is None else ("too big", short(point.choice.memory / GIB))
             table.add_row(str(point.chips), *what)
             continue
-        m, c = point.choice.mesh, point.choice
-        cells = (
-            f"{m.data}×{m.fsdp}×{m.tensor}",
-            str(c.microbatches),
-            gib(c.memory),
-            short(c.step_s),
-            short(point.dollars(chip)),
-        )
-        table.add_row(str(point.chips), *cells, *point.limit(chip))
+        m, c, (sent, took, most) = point.choice.mesh, point.choice, point.sent(chip)
+        figures = map(short, (c.memory / GIB, c.step_s, point.dollars(chip)))
+        mesh, links = f"{m.data}×{m.fsdp}×{m.tensor}", (short(took), short(sent / 1e9), most)
+        table.add_row(str(point.chips), mesh, *figures, point.bound(chip), *links)
     return table

@@ -211,6 +211,8 @@ class Module:
         operands = [sum(a.bytes for a in self._arrays(inside, name)) for name in i.operands]
         if i.opcode in _SLICES:
             return 2 * sum(a.bytes for a in i.arrays)
+        if i.opcode == "slice-start":  # (what it is of, the slice, …): TPU brings matrices to VMEM so, piece by piece
+            return i.arrays[1]._replace(elsewhere=False).bytes + i.arrays[1].bytes
         if i.opcode == "dynamic-update-slice":
             return 2 * operands[1]
         # What is started has its operand in its result as well.

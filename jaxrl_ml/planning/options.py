@@ -24,9 +24,9 @@ class Options:
     analytic: tyro.conf.FlagCreatePairsOff[bool] = False
     """Work it out without compiling."""
     sweep: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Rank meshes and numbers of microbatches, and compile the best two."""
+    """Rank meshes, each with its best number of microbatches, and compile the best two."""
     price: float | None = None
-    """US dollars a chip-hour; by default a list price as remembered from 2025."""
+    """US dollars a chip-hour; by default about what was asked on demand in 2025: see planning/topology.py."""
     curve: Literal["v5e", "v5p", "v6e", "h100"] | None = None
     """Instead of a config: models of three sizes on 1 to 4,096 of these chips."""
     html: Path | None = None

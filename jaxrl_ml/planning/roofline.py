@@ -2,8 +2,13 @@
 
 In: a model's shape, the compute settings, a mesh, a stage. Out: an `Estimate` for each of the stage's programs. FLOPs,
 arguments, outputs and the volume of collectives follow from the code; temporaries and bytes of memory have the constants below,
-fitted to what XLA compiled for 8 H100 at two configs. `tests/test_planning.py` compares them with compiled programs, on CPU.
-`compute.attention` is taken as plain unless it is splash: auto is settled by `topology.attention_on`.
+fitted to what XLA compiled for 8 H100 at two configs. `compute.attention` is taken as plain unless it is splash, which is taken
+for TPU: auto is settled by `topology.attention_on`.
+
+`tests/test_planning.py` compares them with compiled programs, on CPU. The six plans of `tools/plans.py`, compiled for H100, v5e
+and v5p, have of what is worked out: FLOPs 1.00, but 1.19 where XLA for H100 rematerialised an update by itself; memory with
+what lives beside 0.70 to 1.35, mostly 0.9 to 1.06; sent 0.86 to 1.84; bytes of decoding 1.08 to 1.34, of scores and updates
+1.16 to 1.75 on TPU and 0.68 to 0.89 on H100; the step's time 0.97 to 1.21.
 """
 
 from __future__ import annotations
@@ -32,7 +37,7 @@ _SPLASH = _Attends(3 + 4, {"forward": 3, "update": 12}, {"forward": 2.0, "update
 # How often a layer's activations are passed over: as wide as the MLP, or as the model.
 _WIDE_PASSES, _NARROW_PASSES = {"forward": 5, "update": 20}, {"forward": 12, "update": 48}
 _DRAWN = 256  # tokens that one is drawn among: sampler.BLOCK
-_HEAD_GATHERS = {"forward": 1, "update": 2}  # a chunk of log-probs: forwards, and backwards, where its logits come again
+_HEAD_PASSES = {"forward": 1, "update": 2}  # of log-probs: forwards, and backwards, where logits come again
 
 
 def splash_block(queries: int) -> int:
@@ -86,7 +91,9 @@ def estimates(c: ModelConfig, compute: ComputeConfig, mesh: MeshConfig, stage: S
         return [Estimate(f"{stage.name}/fit", *model.pass_over(trained, "update", state, cells, stage), 1)]
     sampling = model
     if compute.sampling_weights == "split":  # over fsdp as over tensor
-        sampling = _Model(c, compute, MeshConfig(mesh.data, 1, mesh.fsdp * mesh.tensor))
+        sampling = _Model(c, compute, MeshConfig(mesh.data, 1, mesh.fsdp * mesh.tensor * mesh.context))
+    elif mesh.context > 1:
+        sampling = _Model(c, compute, MeshConfig(mesh.data, mesh.fsdp, mesh.tensor * mesh.context))
     return [replace(e, name=f"{stage.name}/{e.name}") for e in _reinforced(model, sampling, stage) if e.runs]
 
 
@@ -137,11 +144,12 @@ class _Model:
     """A model on a mesh."""
 
     def __init__(self, c: ModelConfig, compute: ComputeConfig, mesh: MeshConfig) -> None:
-        self.c, self.compute, self.fsdp, self.tensor = c, compute, mesh.fsdp, mesh.tensor
+        self.c, self.compute, self.tensor, self.context = c, compute, mesh.tensor, mesh.context
+        self.fsdp = mesh.fsdp * mesh.context  # what weights are split over
         self.data, self.attends = mesh.data, _SPLASH if compute.attention == "splash" else _PLAIN
-        self.row_shards, self.span = mesh.data * mesh.fsdp, mesh.fsdp * mesh.tensor
+        self.row_shards, self.span = mesh.data * mesh.fsdp, self.fsdp * mesh.tensor
         self.wide = 4 if compute.dtype == "float32" else 2
-        self.local = _local(c, mesh.fsdp, mesh.tensor)
+        self.local = _local(c, self.fsdp, mesh.tensor)
         self.gathered = _local(c, 1, mesh.tensor)
 
     def state_bytes(self, stage: Stage) -> float:
@@ -164,30 +172,38 @@ class _Model:
         return rows * self.c.num_heads / self.tensor * queries * keys
 
     def _scores(self, rows: float, queries: int, shared: int) -> _Scores:
-        """Of rows that attend to themselves and to `shared` tokens of a prompt."""
+        """Of rows that attend to themselves and to `shared` tokens of a prompt; with splash, context is over heads here."""
         if self.attends is _PLAIN:
-            pairs = self._score_elements(rows, queries, queries + shared)
+            pairs = self._score_elements(rows, self._part(queries), queries + shared)
             return _Scores(pairs, 4 * pairs)
         block = splash_block(queries)
         queries, shared = (math.ceil(tokens / block) * block for tokens in (queries, shared))
         # What a block has in the future is skipped with the whole block.
-        pairs = self._score_elements(rows, queries, shared + (queries + block) / 2)
-        return _Scores(pairs, self._cache(rows, queries + shared) / self.c.num_layers)
+        pairs = self._score_elements(rows, queries, shared + (queries + block) / 2) / self.context
+        return _Scores(pairs, self._cache(rows, queries + shared, self.context) / self.c.num_layers)
 
-    def _cache(self, rows: float, width: float) -> float:
-        """Bytes of keys and values."""
+    def _part(self, tokens: int) -> float:
+        """Tokens of a sequence on a device: one that context does not divide is whole on each."""
+        return tokens / self.context if tokens % self.context == 0 else tokens
+
+    def _cache(self, rows: float, width: float, more: int = 1) -> float:
+        """Bytes of keys and values; heads over `more` devices than tensor."""
         c = self.c
-        return 2 * self.wide * c.num_layers * rows * c.num_kv_heads / _kv_split(c, self.tensor) * width * c.head_dim
+        return 2 * self.wide * c.num_layers * rows * c.num_kv_heads / _kv_split(c, self.tensor * more) * width * c.head_dim
 
     def gather(self, held: float, sampling: _Model) -> Estimate:
         read, whole = 4 * self.local.total, sampling.gathered
         made = self.wide * (whole.layers + whole.tables) + 4 * whole.small
-        own = self.wide * (self.local.layers + self.local.tables)
-        sent = Counter({("all-gather", self.fsdp, self.span): own * (self.fsdp - 1)})
-        if sampling is not self:
-            sent = Counter({("all-to-all", self.fsdp, self.span): own * (self.fsdp - 1) / self.fsdp})
-        work = Work(0.0, read + 2 * made, sent if self.fsdp > 1 else Counter())
-        return Estimate("gather", work, Memory(read, made, made / 8, read + made * 9 / 8, held - read), 1)
+        f, x, layers, tables = self.fsdp, self.context, self.wide * self.local.layers, self.wide * self.local.tables
+        sent = Counter()
+        if self.compute.sampling_weights == "split":
+            sent["all-to-all", f, self.span] = (layers + tables) * (f - 1) / f
+        else:  # over context layers are moved to heads, and tables, as XLA has it, made whole
+            sent["all-gather", f, self.span] = layers * (f / x - 1) + tables * (f - 1)
+            sent["all-to-all", x, x * self.tensor] = layers * (x - 1) / x
+        work = Work(0.0, read + 2 * made, +sent)
+        spare = made * (0.9 if self.attends is _SPLASH else 1 / 8)  # TPU gathers into buffers of their own
+        return Estimate("gather", work, Memory(read, made, spare, read + made + spare, held - read), 1)
 
     def _weights(self) -> float:
         return self.wide * self.gathered.total
@@ -247,31 +263,48 @@ class _Model:
     def pass_over(self, rows: _Rows, kind: str, state: float, cells: float, stage: Stage) -> tuple[Work, Memory]:
         """score ("forward"), update or fit: all microbatches of one run."""
         c, R, M, update = self.c, self.row_shards, rows.microbatches, kind == "update"
-        tokens = (rows.rows * rows.width + rows.prompts * rows.prompt_width) / R
+        width, head_tokens = self._part(rows.width), rows.head_tokens / R / self.context
+        tokens = (rows.rows * width + rows.prompts * self._part(rows.prompt_width)) / R
         own = self._scores(rows.rows / R, rows.width, rows.shared)
         held = own.written
         if self.attends is _PLAIN and not update:  # the scores of the row's own keys are done with before the prompt's come
-            held = 4 * self._score_elements(rows.rows / R, rows.width, max(rows.width, rows.shared))
+            held = 4 * self._score_elements(rows.rows / R, width, max(rows.width, rows.shared))
         scores = own.plus(self._scores(rows.prompts / R, rows.prompt_width, 0)) if rows.prompts else own
-        logits = rows.head_tokens / R * c.vocab_size / self.tensor
+        slices, at_once = self._slices(head_tokens / M)
+        logits = M * slices * at_once  # the last slice overlaps the one before
         work = self._forward(tokens, scores, 0.0, kind)
         work.flops = self._pass_flops(tokens, scores.pairs, logits, update)
-        chunk_width = max(1, min(rows.width, self.compute.logprob_chunk_tokens * R * M // rows.rows))
-        chunks = M * math.ceil(rows.width / chunk_width)
-        self._add_gathers(work, M, chunks, kind, 2 if rows.prompts else 1)
+        self._add_sequences(work, tokens, kind)
+        self._add_gathers(work, M, kind, 2 if rows.prompts and self.context > 1 else 1)
         if update and self.tensor > 1:  # the gradient by the states that log-probs are taken of
-            by_hidden = self._summed(4 * rows.head_tokens / R * c.embed_dim)
+            by_hidden = self._summed(4 * head_tokens * c.embed_dim)
             work.sent["all-reduce", self.tensor, self.tensor] += by_hidden
-        work.bytes += 4 * logits * (4 if update else 2) * 2 + chunks * 2 * self.wide * self._head() * _HEAD_GATHERS[kind]
+        by_hidden = slices * head_tokens * c.embed_dim if update else 0  # added to, slice by slice
+        work.bytes += (
+            4 * logits * (4 if update else 2) * 2 + M * 2 * self.wide * self._head() * _HEAD_PASSES[kind] + 8 * by_hidden
+        )
         work.bytes += M * self._weights() * (4 if update else 1) + (3 * state if update else 0)
+        if update:  # gradients in float32: zeroed, written and added up, those of the embedding before they are scattered too
+            work.bytes += M * 4 * (5 * self.local.total + 5 * self._head())
+        if update and self.attends is _SPLASH and self.fsdp > 2:
+            # TPU multiplies a matrix's gradient two shards at a time, sending meanwhile: one factor is read for each pair.
+            across = 2 * c.head_dim * (c.num_heads / self.tensor + c.num_kv_heads / _kv_split(c, self.tensor))
+            again = (self.fsdp / 2 - 1) * (across + 3 * c.mlp_dim / self.tensor)
+            work.bytes += c.num_layers * tokens * self.wide * again
         arguments = (state if update else 4 * self.local.total) + cells
-        temporaries = self._temporaries(tokens / M, held / M, rows.head_tokens / R / chunks, M, kind, stage)
+        temporaries = self._temporaries(tokens / M, held / M, at_once, M, kind, stage)
         made = state if update else 4 * rows.rows * rows.width / R
         return work, Memory(arguments, made, temporaries, arguments + (0 if update else made) + temporaries)
 
     def _head(self) -> float:
         """Elements of the output matrix on a device, gathered over fsdp."""
         return self.c.vocab_size * self.c.embed_dim / self.tensor
+
+    def _slices(self, tokens: float) -> tuple[int, float]:
+        """In how many slices the log-probs of tokens a device are taken, and the logits of one (`losses.Slicing`)."""
+        size = self.c.vocab_size // self.tensor
+        width = self.compute.slice_width(tokens, size)
+        return math.ceil(size / width), tokens * width
 
     def _pass_flops(self, tokens: float, pairs: float, logits: float, update: bool) -> float:
         c = self.c
@@ -284,36 +317,48 @@ class _Model:
         # Chunks of the head are computed again whatever remat says.
         return 3 * layers + (1 + self.attends.backward / 2) * attention + again + 4 * head
 
-    def _add_gathers(self, work: Work, M: int, chunks: int, kind: str, gradients: int) -> None:
-        """The collectives of the weights: layers and embedding a microbatch, the head a chunk of log-probs.
+    def _add_gathers(self, work: Work, M: int, kind: str, gradients: int) -> None:
+        """The collectives of the weights, layers, embedding and head, a microbatch.
 
-        gradients: how many a layer has in a microbatch; those by prompts and by rows are added up after they were reduced.
+        gradients: how many a layer has in one; where sequences are split, prompts and rows go through it apart.
         """
         f, d, update = self.fsdp, self.data, kind == "update"
         head = table = self._head() / f
         passes = (2 if self.compute.remat == "full" else 1) if update else 1
         if f > 1:
-            gathered = (
-                M * (self.wide * self.local.layers * passes + 4 * table) + chunks * self.wide * head * _HEAD_GATHERS[kind]
-            )
-            work.sent["all-gather", f, self.span] += gathered * (f - 1)
+            gathered = self.wide * (self.local.layers * passes + head * _HEAD_PASSES[kind]) + 4 * table
+            work.sent["all-gather", f, self.span] += M * gathered * (f - 1)
             if update:
-                work.sent["reduce-scatter", f, self.span] += (
-                    M * (gradients * self.wide * self.local.layers + 4 * table) + chunks * 4 * head
-                ) * (f - 1)
+                scattered = gradients * self.wide * self.local.layers + 4 * (table + head)
+                work.sent["reduce-scatter", f, self.span] += M * scattered * (f - 1)
         if d > 1 and update:
             work.sent["all-reduce", d, d * self.span] += 4 * M * self.local.total * 2 * (d - 1) / d
 
-    def _temporaries(self, tokens: float, written: float, chunk: float, M: int, kind: str, stage: Stage) -> float:
-        """Bytes held in the pass over one microbatch, of tokens a device; written: by a layer's attention; chunk: tokens of the
-        head's.
+    def _add_sequences(self, work: Work, tokens: float, kind: str) -> None:
+        """The collectives of attention over sequences that are split: each device gathers the others' keys and values, or with
+        splash trades its tokens, of all heads, for all tokens of some.
         """
+        c, x, update = self.c, self.context, kind == "update"
+        if x == 1:
+            return
+        kind, back, sent = "all-gather", "reduce-scatter", self._cache(tokens, 1) * (x - 1)
+        if self.attends is _SPLASH:
+            queries = self.wide * tokens * c.num_heads * c.head_dim * c.num_layers / self.tensor
+            kind = back = "all-to-all"
+            sent = (self._cache(tokens, 1) + 2 * queries) * (x - 1) / x  # and what comes out, as large as the queries
+        again = update and self.compute.remat != "none"
+        work.sent[kind, x, x * self.tensor] += sent * (1 + again)
+        if update:
+            work.sent[back, x, x * self.tensor] += sent
+
+    def _temporaries(self, tokens: float, written: float, logits: float, M: int, kind: str, stage: Stage) -> float:
+        """Bytes held in the pass over a microbatch, of tokens a device; written: by a layer's attention; logits: of a slice."""
         c, update = self.c, kind == "update"
         trained = self._adapter(stage.lora.rank) if stage.lora else self.local.total
         layer = self.wide * (self.gathered.layers / c.num_layers * 2 + tokens * (2 * c.mlp_dim / self.tensor + 4 * c.embed_dim))
-        wide = max(written * self.attends.held[kind] + layer, 4 * 3 * chunk * c.vocab_size / self.tensor)
-        # Gathered: the embedding in float32, the head; in an update both their gradients, float32, before they are scattered.
-        tables = self._head() * (4 + self.wide + (8 if update else 0)) if self.fsdp > 1 else 0.0
+        wide = max(written * self.attends.held[kind] + layer, 4 * 3 * logits)
+        # Gathered: the embedding in float32; in an update its gradient, float32, before it is scattered.
+        tables = self._head() * (8 if update else 4) if self.fsdp > 1 else 0.0
         if not update:
             return wide + tables
         saved = {"full": 1, "dots": 8, "none": 16}[self.compute.remat]

@@ -15,6 +15,8 @@ from jaxrl_ml.planning.roofline import estimates
 from jaxrl_ml.planning.topology import Topology
 from jaxrl_ml.planning.work import Estimate, step_seconds
 
+_AMPLE = 0.8  # of a chip's memory: what is worked out may be a fifth too low
+
 
 class Choice(NamedTuple):
     """A mesh and a number of microbatches, worked out."""
@@ -31,14 +33,20 @@ class Choice(NamedTuple):
 
 
 def meshes(c: ModelConfig, num_devices: int) -> Iterator[MeshConfig]:
-    """The meshes of so many devices that the model's sizes can be split over."""
+    """The meshes of so many devices, sequences whole, that the model's sizes can be split over."""
     for tensor in _divisors(num_devices):
-        few = c.num_kv_heads < tensor and tensor % c.num_kv_heads == 0
-        if any(size % tensor for size in (c.num_heads, c.mlp_dim, c.vocab_size)) or (c.num_kv_heads % tensor and not few):
-            continue
         for fsdp in _divisors(num_devices // tensor):
-            if c.embed_dim % fsdp == 0:
-                yield MeshConfig(num_devices // tensor // fsdp, fsdp, tensor)
+            mesh = MeshConfig(num_devices // tensor // fsdp, fsdp, tensor)
+            if splits(c, mesh):
+                yield mesh
+
+
+def splits(c: ModelConfig, mesh: MeshConfig, sampling_weights: str = "gathered") -> bool:
+    """Whether the model's sizes can be split over the mesh, by the rules of `sharding`."""
+    parts = mesh.tensor * mesh.context * (mesh.fsdp if sampling_weights == "split" else 1)  # in sampling
+    few = c.num_kv_heads < parts and parts % c.num_kv_heads == 0
+    whole = any(size % parts for size in (c.num_heads, c.mlp_dim, c.vocab_size)) or (c.num_kv_heads % parts and not few)
+    return not whole and c.embed_dim % (mesh.fsdp * mesh.context) == 0
 
 
 def microbatch_counts(stage: Stage, shards: int) -> list[int]:
@@ -52,18 +60,25 @@ def microbatch_counts(stage: Stage, shards: int) -> list[int]:
 
 
 def choices(c: ModelConfig, compute: ComputeConfig, stage: Stage, topology: Topology) -> list[Choice]:
-    """All choices that are worked out to fit, fastest first; where none does, the one that takes the least memory."""
-    found = []
+    """Every mesh on which the stage is worked out to fit, with its best number of microbatches, the fastest first; where it
+    fits on none, the choice that takes the least memory.
+    """
+    limit, found, least = topology.chip.memory, [], []
+
+    def rank(choice: Choice, then: float) -> tuple[float, float, float]:
+        """What is as fast within a few per cent is told apart by memory beyond `_AMPLE`, then by `then`."""
+        return float(f"{choice.step_s:.1e}"), max(_AMPLE, choice.memory / limit), then
+
     for mesh in meshes(c, topology.num_devices):
+        counts = []
         for count in microbatch_counts(stage, mesh.data * mesh.fsdp):
             worked_out = estimates(c, compute, mesh, dataclasses.replace(stage, num_microbatches=count))
-            found.append(Choice(mesh, count, worked_out, step_seconds(worked_out, topology.chip)))
-    fitting = [choice for choice in found if choice.memory <= topology.chip.memory]
-    # Of those as fast within a few per cent, the one that leaves most memory.
-    return (
-        sorted(fitting, key=lambda choice: (float(f"{choice.step_s:.1e}"), choice.memory))
-        or sorted(found, key=lambda choice: choice.memory)[:1]
-    )
+            counts.append(Choice(mesh, count, worked_out, step_seconds(worked_out, topology.chip)))
+        least += counts
+        fitting = [choice for choice in counts if choice.memory <= limit]
+        if fitting:
+            found.append(min(fitting, key=lambda choice: rank(choice, choice.microbatches)))
+    return sorted(found, key=lambda choice: rank(choice, choice.memory)) or sorted(least, key=lambda choice: choice.memory)[:1]
 
 
 def remedies(
@@ -81,7 +96,10 @@ def remedies(
     before = of(compute, mesh, stage)
     scale = over.memory.peak / before.memory.peak
     found = []
-    for text, *changed in _changes(compute, stage, number, mesh):
+    changes = [*_changes(c, compute, stage, number, mesh)]
+    if over.name.endswith(("/score", "/update")) and isinstance(stage, GRPOStage):
+        changes += _in_parts(c, compute, stage, number, mesh)
+    for text, *changed in changes:
         after = of(*changed)
         if after is not None and after.memory.peak * scale + after.memory.beside <= limit:
             found.append(f"{text} (worked out: {(after.memory.peak * scale + after.memory.beside) / 2**30:.1f} GiB)")
@@ -91,36 +109,17 @@ def remedies(
     return found or [f"more chips, or a chip with more memory: no mesh of {topology.name} is worked out to fit"]
 
 
-def hint(c: ModelConfig, compute: ComputeConfig, stage: Stage, mesh: MeshConfig, topology: Topology) -> str | None:
-    """Whether more log-probs at a time would save a third of what is sent: the head is gathered over fsdp for each chunk."""
-
-    def sent(chunk: int) -> tuple[float, float]:
-        found = estimates(c, dataclasses.replace(compute, logprob_chunk_tokens=chunk), mesh, stage)
-        return sum(e.runs * e.work.sent_bytes for e in found), max(e.memory.total for e in found)
-
-    chunk = compute.logprob_chunk_tokens
-    now, most = sent(chunk)[0], chunk
-    while sent(4 * most)[0] < 0.67 * sent(most)[0] and sent(4 * most)[1] <= topology.chip.memory:
-        most *= 4
-    if most == chunk:
-        return None
-    return (
-        f"--compute.logprob-chunk-tokens {most} would send {sent(most)[0] / now:.0%} of this a step (worked out): the head is "
-        f"gathered for each chunk, of {chunk} tokens of a row shard"
-    )
-
-
 def flags(choice: Choice, number: int) -> str:
     """A choice as overrides of a config."""
-    mesh = choice.mesh
-    return (
-        f"--mesh.data {mesh.data} --mesh.fsdp {mesh.fsdp} --mesh.tensor {mesh.tensor} "
-        f"--stages.{number}.num-microbatches {choice.microbatches}"
-    )
+    return f"{mesh_flags(choice.mesh)} --stages.{number}.num-microbatches {choice.microbatches}"
+
+
+def mesh_flags(mesh: MeshConfig) -> str:
+    return f"--mesh.data {mesh.data} --mesh.fsdp {mesh.fsdp} --mesh.tensor {mesh.tensor} --mesh.context {mesh.context}"
 
 
 def _changes(
-    compute: ComputeConfig, stage: Stage, number: int, mesh: MeshConfig
+    c: ModelConfig, compute: ComputeConfig, stage: Stage, number: int, mesh: MeshConfig
 ) -> Iterator[tuple[str, ComputeConfig, MeshConfig, Stage]]:
     """Single changes that lower a program's memory, the least intrusive first."""
     for count in microbatch_counts(stage, mesh.data * mesh.fsdp):
@@ -131,6 +130,9 @@ def _changes(
                 mesh,
                 dataclasses.replace(stage, num_microbatches=count),
             )
+    default = ComputeConfig().logits_mib
+    if compute.logits_mib > default:
+        yield f"--compute.logits-mib {default}", dataclasses.replace(compute, logits_mib=default), mesh, stage
     if compute.remat != "full":
         yield "--compute.remat full", dataclasses.replace(compute, remat="full"), mesh, stage
     if isinstance(stage, GRPOStage):
@@ -148,9 +150,28 @@ def _changes(
         half = dataclasses.replace(sampling, max_completion_tokens=sampling.max_completion_tokens // 2)
         text = f"--stages.{number}.sampling.max-completion-tokens {half.max_completion_tokens}"
         yield text, compute, mesh, dataclasses.replace(stage, sampling=half)
-    if mesh.data > 1:
-        whole = MeshConfig(1, mesh.data * mesh.fsdp, mesh.tensor)
+        if compute.sampling_weights != "split" and mesh.fsdp > 1 and splits(c, mesh, "split"):
+            yield "--compute.sampling-weights split", dataclasses.replace(compute, sampling_weights="split"), mesh, stage
+    whole = dataclasses.replace(mesh, data=1, fsdp=mesh.data * mesh.fsdp)
+    if mesh.data > 1 and splits(c, whole):
         yield f"--mesh.data 1 --mesh.fsdp {whole.fsdp}", compute, whole, stage
+
+
+def _in_parts(
+    c: ModelConfig, compute: ComputeConfig, stage: GRPOStage, number: int, mesh: MeshConfig
+) -> Iterator[tuple[str, ComputeConfig, MeshConfig, Stage]]:
+    """Sequences over some of the devices that rows are over, in more microbatches than these allow: for long completions."""
+    allowed = microbatch_counts(stage, mesh.data * mesh.fsdp)
+    for context in (2, 4, 8):
+        if mesh.fsdp % context or mesh.context * context > 8 or stage.sampling.max_completion_tokens % (mesh.context * context):
+            continue
+        parts = dataclasses.replace(mesh, fsdp=mesh.fsdp // context, context=mesh.context * context)
+        if not splits(c, parts, compute.sampling_weights):
+            continue
+        for count in microbatch_counts(stage, parts.data * parts.fsdp):
+            if count > max(allowed, default=0):
+                changed = dataclasses.replace(stage, num_microbatches=count)
+                yield f"{mesh_flags(parts)} --stages.{number}.num-microbatches {count}", compute, parts, changed
 
 
 def _divisors(n: int) -> Sequence[int]:

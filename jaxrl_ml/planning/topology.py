@@ -3,10 +3,16 @@
 In: a name such as `v5e:8x8`, `v5p:2x2x2`, `v6e:4x4` (chips along each axis of the torus), `h100:8` (GPUs of one node) or
 `cpu:8` (fake devices, as many as XLA_FLAGS asks for). Out: its `Chip`, and devices to lay a mesh over and to compile for.
 
-All rates are from memory of what the vendors publish, and were not looked up: peak rates and memory as on Google Cloud's TPU
-system architecture pages (v5e, v5p, v6e) and NVIDIA's H100 SXM5 data sheet (dense, no sparsity); links: bytes/s that a chip
-sends over one axis of the torus, both directions, or by NVLink; network: bytes/s a chip beyond the slice or node, of the usual
-host. So are the prices, on-demand list prices of 2025 in US dollars an hour; they change, give yours with --price.
+Sources, looked up on 25 November 2026:
+
+- peak rates, memory and the sizes of slices of TPUs: Google Cloud's pages docs.cloud.google.com/tpu/docs/v5e, v5p and v6e;
+- their links and network: "How to Scale Your Model", jax-ml.github.io/scaling-book/tpus (Google's pages tell a tenth more of
+  links: 400, 1,200 and 800 GB/s a chip, all axes, in and out). A link is what a chip sends over one axis, both ways;
+- H100 SXM5: NVIDIA's figures for dense bf16, memory and NVLink (900 GB/s, in and out) and 400 Gbit/s of network a GPU, as in
+  the same book's chapter on GPUs;
+- prices, US dollars a chip-hour on demand: v5e and v5p from the same book, which quotes cloud.google.com/tpu/pricing of 2025;
+  v6e and H100 are no vendor's page but the order of what others quoted in 2025 and 2026 (2 to 4 dollars for an H100 of a GPU
+  cloud, more elsewhere). They change: give yours with --price.
 """
 
 from __future__ import annotations
@@ -43,7 +49,7 @@ CHIPS = {
     # The compiler gives a v5e program 15.75 GiB of its 16, and so on.
     "v5e": Chip("v5e", int(15.75 * GIB), 197e12, 819e9, 90e9, 3.1e9, 256, 1.20),
     "v5p": Chip("v5p", int(95.74 * GIB), 459e12, 2765e9, 180e9, 6.2e9, 8960, 4.20),
-    "v6e": Chip("v6e", int(31.25 * GIB), 918e12, 1640e9, 180e9, 12.5e9, 256, 2.70),
+    "v6e": Chip("v6e", int(31.25 * GIB), 918e12, 1638e9, 180e9, 12.5e9, 256, 2.70),
     "h100": Chip("h100", int(79.1 * GIB), 989e12, 3352e9, 450e9, 50e9, 8, 3.00),
     "cpu": Chip("cpu", 8 * GIB, 50e9, 10e9, 5e9, 1e9, 8, 0.0),  # of one core, so that plans can be tried anywhere
 }

@@ -62,6 +62,7 @@ class Estimate:
     runs: int  # times a step of the stage
     compile_s: float | None = None  # None: worked out, not compiled
     largest: tuple[tuple[float, str, str], ...] = ()  # the largest arrays: bytes, shape, operation
+    note: str = ""  # what is peculiar about how it was compiled
     refused: bool = False  # the compiler found it too large: `memory` tells by how much, and `work` is worked out
 
 
