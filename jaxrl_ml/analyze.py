@@ -23,6 +23,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from jaxrl_ml import storage
 from jaxrl_ml.analysis import transfer as transfers
 from jaxrl_ml.analysis.language_tables import languages_table, settings_table
 from jaxrl_ml.analysis.languages import by_language, language_metrics, win_tie_lose
@@ -48,7 +49,7 @@ def find_results(paths: str, name: str | None) -> list[Path]:
     no such path, and where a folder has no result or several.
     """
     found = []
-    for path in map(Path, filter(None, paths.split(","))):
+    for path in map(storage.local, filter(None, paths.split(","))):
         if path.is_file():
             found.append(path)
             continue
@@ -255,7 +256,7 @@ def _skills(runs: Paths, out: Path = Path("runs/analysis")) -> None:
     from jaxrl_ml.analysis import skill_plots, skill_tables
     from jaxrl_ml.analysis.skills import history
 
-    arms = {paths: [_recorded(Path(path), history) for path in paths.split(",") if path] for paths in runs}
+    arms = {paths: [_recorded(storage.local(path), history) for path in paths.split(",") if path] for paths in runs}
     if not arms or not all(arms.values()):
         raise UserError("no runs: give run folders whose evaluations have records=True")
     found = {arm: skill_tables.compare(of_arm) for arm, of_arm in arms.items()}

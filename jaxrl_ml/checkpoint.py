@@ -3,6 +3,7 @@
 In: a `TrainState` and the progress at a step boundary. Out: the same, bit for bit, onto any mesh. A checkpoint appears under
 `RUN/checkpoints/STEP` only when it is complete; a save that was killed leaves nothing that restores. It holds the SHA-256 of
 every file, written before it appears and compared when it is restored: orbax itself reads some flipped bits as other values.
+The same holds for the frozen weights kept beside them: KL references, and the bases of adapters.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial, reduce
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from jaxrl_ml import processes
+from jaxrl_ml import processes, storage
 from jaxrl_ml.config import CheckpointConfig, LoRAConfig
 from jaxrl_ml.models import lora
 from jaxrl_ml.types import Params, TrainState, UserError
@@ -28,13 +32,16 @@ logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every phase o
 
 
 CHECKSUMS = "checksums.json"
+_COMMITTED = "commit_success.txt"  # what orbax writes last in a bucket, where it cannot rename
+_TIMES = "_CHECKPOINT_METADATA"  # of the save, which orbax writes once more as it commits
+_BASE = "frozen base of the adapter"
 
 
 class Checkpoints:
     """The checkpoints of one run folder; saves run in the background until `wait` or `close`."""
 
     def __init__(self, run_dir: Path, config: CheckpointConfig, read_only: bool = False) -> None:
-        self.folder = Path(run_dir).absolute() / "checkpoints"
+        self.folder = storage.for_orbax(run_dir) / "checkpoints"
         kept: list[Any] = [policies.LatestN(n=config.keep)]
         rank = None
         if config.best_metric is not None:
@@ -112,17 +119,50 @@ class Checkpoints:
 
         They are adapted where the step holds an adapter.
         """
-        step = self.best() if step is None else step
-        if step not in self.steps():
-            raise UserError(f"{self.folder.parent} has no checkpoint {step}; it has {self.steps() or 'none'}")
+        step = self._existing(step)
+        found = self.restore_adapter(step, shapes)
+        if found is None:
+            return self._restore(step, params=ocp.args.StandardRestore(shapes))["params"]
+        adapter, config, base = found
+        return lora.attach(load_reference(base, shapes, _BASE), adapter, config)
+
+    def restore_adapter(self, step: int | None, shapes: Params) -> tuple[Params, LoRAConfig, Path] | None:
+        """The adapter of a step, and the folder of the weights it lies on; None where the step holds all parameters."""
+        step = self._existing(step)
         about = self.adapter_of(step)
         if about is None:
-            return self._restore(step, params=ocp.args.StandardRestore(shapes))["params"]
+            return None
         config = LoRAConfig(about["rank"], about["alpha"])
         like = ocp.args.StandardRestore(lora.adapter_like(shapes, config.rank))
-        adapter = self._restore(step, adapter=like)["adapter"]
-        base = load_reference(self.folder.parent / about["base"], shapes, "frozen base of the adapter")
-        return lora.attach(base, adapter, config)
+        return self._restore(step, adapter=like)["adapter"], config, self.folder.parent / about["base"]
+
+    def leaves(self, step: int | None, shapes: Params, merge: bool = True) -> Params:
+        """The plain parameters of a step as functions, each of which reads its own alone, so that they need not all be there.
+
+        merge: whether what an adapter adds is added. All files are verified before it returns.
+        """
+        step = self._existing(step)
+        found = self.restore_adapter(step, shapes)
+        if found is None:
+            told = partial(self._told, step)
+            with told():
+                _verify(self.folder / str(step), ["params"])
+            return _one_by_one(self.folder / str(step) / "params", shapes, told)
+        adapter, config, base = found
+        told = partial(_told_of, base, _BASE)
+        with told():
+            _verify(base)
+        leaves = _one_by_one(base, shapes, told)
+        if not merge:
+            return leaves
+
+        def merged(read: Callable[[], jax.Array], pair: Params) -> Callable[[], jax.Array]:
+            return lambda: lora.merge_stacked(read(), pair, config)
+
+        layers = dict(leaves["layers"])
+        for module, pairs in adapter.items():
+            layers[module] = {**layers[module], **{name: merged(layers[module][name], pair) for name, pair in pairs.items()}}
+        return {**leaves, "layers": layers}
 
     def adapter_of(self, step: int) -> dict[str, Any] | None:
         """What `save` was told of the adapter of a step; None where the step holds all parameters."""
@@ -135,32 +175,25 @@ class Checkpoints:
         self._saving = step
 
     def _write_checksums(self) -> None:
-        """Leaves the digests of the files of the step that is being saved beside them."""
-        if jax.process_index() == 0:
-            for folder in self.folder.glob(f"{self._saving}.*"):
-                files = [path for path in folder.rglob("*") if path.is_file()]
-                digests = {path.relative_to(folder).as_posix(): _digest(path) for path in files}
-                (folder / CHECKSUMS).write_text(json.dumps(digests, indent=1) + "\n")
+        _write_checksums(self.folder / str(self._saving))
 
-    def _verify(self, step: int, items: Collection[str]) -> None:
-        """Raises ValueError for a file of these items that is not as it was saved; each process looks at its share of them."""
-        folder = self.folder / str(step)
-        if not (folder / CHECKSUMS).is_file():  # saved before there were any
-            return
-        digests = json.loads((folder / CHECKSUMS).read_text())
-        names = sorted(name for name in digests if name.split("/")[0] in items)
-        bad = None
-        for name in names[jax.process_index() :: jax.process_count()]:
-            if not (folder / name).is_file() or _digest(folder / name) != digests[name]:
-                bad = name
-                break
-        for name in filter(None, processes.gather(bad)):
-            raise ValueError(f"{name} is not as it was saved")
+    def _existing(self, step: int | None) -> int:
+        """The step (None: the best, or else the latest). Raises UserError where there is no such checkpoint."""
+        step = self.best() if step is None else step
+        if step not in self.steps():
+            raise UserError(f"{self.folder.parent} has no checkpoint {step}; it has {self.steps() or 'none'}")
+        return step
 
     def _restore(self, step: int, **items: Any) -> Any:
-        try:
-            self._verify(step, items)
+        with self._told(step):
+            _verify(self.folder / str(step), items)
             return self._manager.restore(step, args=ocp.args.Composite(**items))
+
+    @contextmanager
+    def _told(self, step: int) -> Iterator[None]:
+        """What goes wrong inside is told as a UserError."""
+        try:
+            yield
         except Exception as error:  # orbax and tensorstore raise whatever their layers raise
             others = [s for s in self.steps() if s != step]
             remedy = f"delete that folder to fall back to step {others[-1]}" if others else "start again in another run_dir"
@@ -170,7 +203,7 @@ class Checkpoints:
         """Returns when every save is on disk. Raises UserError where one could not be written."""
         try:
             self._manager.wait_until_finished()
-        except Exception as error:  # as in _restore
+        except Exception as error:  # as in _told
             last = max(self.steps(), default=None)
             kept = "no checkpoint is there yet" if last is None else f"step {last} is the last that is complete"
             raise UserError(
@@ -185,6 +218,33 @@ class Checkpoints:
             self._manager.close()
 
 
+def _write_checksums(folder: Path) -> None:
+    """Leaves the digests of the files of a folder that is being saved, and has its last name not yet, beside them."""
+    if jax.process_index() == 0:
+        in_bucket = storage.is_remote(folder)  # where no folder has a first name
+        for unfinished in [folder] if in_bucket else folder.parent.glob(f"{folder.name}.orbax-checkpoint-tmp*"):
+            names = [name for name in storage.names_below(unfinished) if not name.endswith(_TIMES)]
+            digests = {name: _digest(unfinished / name) for name in names}
+            (unfinished / CHECKSUMS).write_text(json.dumps(digests, indent=1) + "\n")
+
+
+def _verify(folder: Path, items: Collection[str] | None = None) -> None:
+    """Raises ValueError for a file of these items (None: any) that is not as it was saved; each process reads its share."""
+    if not (folder / CHECKSUMS).is_file():  # saved before there were any
+        return
+    digests = json.loads((folder / CHECKSUMS).read_text())
+    names = sorted(name for name in digests if items is None or name.split("/")[0] in items)
+
+    def is_bad(name: str) -> bool:
+        return not (folder / name).is_file() or _digest(folder / name) != digests[name]
+
+    names = names[jax.process_index() :: jax.process_count()]
+    with ThreadPoolExecutor() as pool:
+        bad = next((name for name, wrong in zip(names, pool.map(is_bad, names), strict=True) if wrong), None)
+    for name in filter(None, processes.gather(bad)):
+        raise ValueError(f"{name} is not as it was saved")
+
+
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -197,19 +257,47 @@ def _reason(error: Exception) -> str:
 
 def save_reference(folder: Path, params: Params) -> None:
     """Keeps a KL reference, or the base of an adapter, beside the checkpoints; it appears only when complete."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(Path(folder).absolute(), params, force=True)
+    folder = storage.for_orbax(folder)
+    options = ocp.AsyncOptions(post_finalization_callback=partial(_write_checksums, folder))  # called before the commit
+    with ocp.StandardCheckpointer(async_options=options) as checkpointer:
+        checkpointer.save(folder, params, force=True)
 
 
 def load_reference(folder: Path, shapes: Params, what: str = "KL reference") -> Params:
-    """The parameters kept in `folder`. Raises UserError, that calls them `what`, where there are none."""
-    if not Path(folder).is_dir():
+    """The parameters kept in `folder`. Raises UserError, that calls them `what`, where there are none, or they are damaged."""
+    folder = storage.for_orbax(folder)
+    with _told_of(folder, what), ocp.StandardCheckpointer() as checkpointer:
+        _verify(folder)
+        return checkpointer.restore(folder, shapes)
+
+
+@contextmanager
+def _told_of(folder: Path, what: str) -> Iterator[None]:
+    """What goes wrong with frozen weights inside is told as a UserError."""
+    if not (folder / _COMMITTED if storage.is_remote(folder) else folder).exists():
         raise UserError(f"the {what} {folder} is missing; restore it, or start again in another run_dir")
-    with ocp.StandardCheckpointer() as checkpointer:
-        try:
-            return checkpointer.restore(Path(folder).absolute(), shapes)
-        except Exception as error:  # as in Checkpoints._restore
-            raise UserError(f"the {what} {folder} is damaged ({_reason(error)}); start again in another run_dir") from error
+    try:
+        yield
+    except Exception as error:  # as in Checkpoints._told
+        raise UserError(f"the {what} {folder} is damaged ({_reason(error)}); start again in another run_dir") from error
+
+
+def _one_by_one(folder: Path, shapes: Params, told: Callable[[], AbstractContextManager[None]]) -> Params:
+    """A tree of functions: each reads one of the arrays kept in `folder`, and no other; `told` is around it."""
+
+    def read(path: tuple[Any, ...], shape: jax.ShapeDtypeStruct) -> jax.Array:
+        with told():
+            return _read(folder, reduce(lambda inner, part: {part.key: inner}, reversed(path), shape))
+
+    return jax.tree_util.tree_map_with_path(lambda path, shape: partial(read, path, shape), shapes)
+
+
+def _read(folder: Path, alone: Params) -> jax.Array:
+    """The one array of `alone`, which stands at its place in a tree without the others."""
+    restore_args = ocp.checkpoint_utils.construct_restore_args(alone)
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        restored = checkpointer.restore(folder, args=ocp.args.PyTreeRestore(alone, restore_args, partial_restore=True))
+    return jax.tree.leaves(restored)[0]
 
 
 def shapes_of(params: Params) -> Params:

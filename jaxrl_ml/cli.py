@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from jaxrl_ml import storage
 from jaxrl_ml.config import Config
 from jaxrl_ml.types import UserError
 
@@ -76,10 +77,10 @@ def _objects_as_they_are() -> Any:
 
 def load_run(run_dir: str | Path) -> Config:
     """The config of a run folder: the copy of its config file, with the overrides the run was started with."""
-    run_dir = Path(run_dir)
-    if not (run_dir / "config.py").is_file():
+    folder = storage.local(run_dir)
+    if not (folder / "config.py").is_file():
         raise UserError(f"{run_dir} is not a run folder: it has no config.py")
-    return load(run_dir / "config.py", json.loads((run_dir / "overrides.json").read_text()))
+    return load(folder / "config.py", json.loads((folder / "overrides.json").read_text()))
 
 
 def resolved(config: Any) -> Any:
@@ -124,9 +125,10 @@ def write_resolved(config: Config, folder: Path) -> None:
 
 def check_folder(config: Config) -> None:
     """Raises UserError where the run folder holds another run."""
-    run_dir = Path(config.run_dir)
+    place, checkpoints = config.run_dir, storage.for_orbax(config.run_dir) / "checkpoints"
+    run_dir = storage.local(place)
     existing = run_dir / "config.json"
-    if existing.is_file() and (run_dir / "checkpoints").is_dir() and any((run_dir / "checkpoints").iterdir()):
+    if existing.is_file() and checkpoints.is_dir() and any(checkpoints.iterdir()):
         try:
             old = json.loads(existing.read_text())
         except ValueError as error:
@@ -137,14 +139,14 @@ def check_folder(config: Config) -> None:
         found = first_difference(old, new)
         if found:
             name, was, now = found
-            raise UserError(f"{run_dir} holds a run with {name}={was!r}, not {now!r}; use that value, or another --run-dir")
+            raise UserError(f"{place} holds a run with {name}={was!r}, not {now!r}; use that value, or another --run-dir")
     elif (run_dir / "model.json").is_file() and not existing.is_file():
-        raise UserError(f"{run_dir} holds imported weights, not a run; start from them with init_from and another --run-dir")
+        raise UserError(f"{place} holds imported weights, not a run; start from them with init_from and another --run-dir")
 
 
 def write_folder(config: Config, source: Path, overrides: Sequence[str]) -> None:
     """Makes the run folder, and writes there what the run is."""
-    run_dir = Path(config.run_dir)
+    run_dir = storage.local(config.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     write_resolved(config, run_dir)
     if source.resolve() != (run_dir / "config.py").resolve():

@@ -22,6 +22,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from jaxrl_ml import storage
 from jaxrl_ml.analysis import passk
 from jaxrl_ml.analysis.language_tables import languages_table, settings_table
 from jaxrl_ml.analysis.languages import by_language, language_metrics, win_tie_lose
@@ -260,6 +261,7 @@ def _evaluate(
         languages: Compare what the model does in these: self (it chooses), multi (each of its languages but English is
             given), unseen (each of the evaluation's unseen_languages), or codes such as en. A file for each.
     """
+    source = storage.at(source)
     settings = _read_config(source, config, arm)
     changes = {"samples_per_prompt": samples_per_prompt, "num_prompts": num_prompts}
     changes = {field: value for field, value in changes.items() if value is not None}
@@ -300,10 +302,11 @@ def _title(evaluation: Evaluation, step: int | None) -> str:
 def _write(model: StoredModel, evaluation: Evaluation, result: EvaluationResult, out: Path | None = None, **more: Any) -> None:
     if not model.writes:
         return
-    path = out or model.source / "evaluations" / f"{_stem(evaluation, model.step)}.json"
+    name = f"evaluations/{_stem(evaluation, model.step)}.json"
     about = {"source": str(model.source), "step": model.step, "seed": model.config.seed, "evaluation": resolved(evaluation)}
-    write_result(path, result, {**about, **more})
-    print(f"wrote {path}")
+    write_result(out or storage.local(model.source) / name, result, {**about, **more})
+    storage.push(model.source)
+    print(f"wrote {out or model.source / name}")
 
 
 def _compare(
@@ -330,11 +333,12 @@ def _compare(
 
 
 def _read_config(source: Path, config: Path | None, arm: str | None) -> Config:
-    if not source.is_dir():
+    folder = storage.local(source)
+    if not folder.is_dir():
         raise UserError(f"no folder {source}: give a Hugging Face model folder or a run folder")
     if config is not None:
         return load(config, [] if arm is None else ["--arm", arm])
-    if not (source / "config.py").is_file():
+    if not (folder / "config.py").is_file():
         raise UserError(f"{source} has no config of its own: name one that has evaluations, with --config configs/….py")
     return load_run(source)
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrl_ml import data, processes
+from jaxrl_ml import data, processes, storage
 from jaxrl_ml.advantages import group_advantages, mixed_groups, overlong_penalty
 from jaxrl_ml.config import Config, GRPOStage, Stage
 from jaxrl_ml.credit import language_values, tag_mask, thinking_advantages
@@ -379,4 +379,4 @@ def _check_shards(stage: GRPOStage, shards: int) -> None:
 
 def reference_folder(run_dir: str | Path, start: Stage) -> Path:
     """Where the KL reference that was taken at the start of a stage is kept."""
-    return Path(run_dir) / "reference" / start.name
+    return storage.at(run_dir) / "reference" / start.name

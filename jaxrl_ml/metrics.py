@@ -24,6 +24,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from jaxrl_ml import storage
 from jaxrl_ml.config import LoggingConfig
 from jaxrl_ml.types import UserError
 
@@ -91,7 +92,7 @@ def series(records: Iterable[Mapping[str, Any]], name: str) -> tuple[list[int], 
 
 
 def _existing(run_dir: Path, name: str) -> Path:
-    path = Path(run_dir) / name
+    path = storage.local(run_dir) / name
     if not path.is_file():
         raise UserError(f"no {name} in {run_dir}: give the folder of a run (config.run_dir)")
     return path

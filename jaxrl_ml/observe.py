@@ -21,6 +21,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from jaxrl_ml import storage
 from jaxrl_ml.cli import first_difference, load, resolved, run_command
 from jaxrl_ml.evaluate import StoredModel, write_result
 from jaxrl_ml.metrics import plain, visible
@@ -49,15 +50,17 @@ def _observe(
         out: Folder of the results; by default the config's run_dir.
     """
     settings = load(config, [] if arm is None else ["--arm", arm])
+    models = tuple(storage.at(model) for model in models)
     names = [model.resolve().name for model in models]
     if not settings.evaluations or not models:
         raise UserError(f"{config} with {len(models)} models: give evaluations in the config, and folders of models")
     for model, name in zip(models, names, strict=True):
-        if not model.is_dir():
+        if not storage.local(model).is_dir():
             raise UserError(f"no folder {model}: give a Hugging Face model folder or a run folder")
         if names.count(name) > 1:
             raise UserError(f"two models are called {name}: results are kept by the folder's name, so rename one")
-    out = Path(settings.run_dir) if out is None else out
+    place = storage.at(settings.run_dir if out is None else out)
+    out = storage.local(place)
     cells = {}
     for source, name in zip(models, names, strict=True):
         asked = {
@@ -72,11 +75,13 @@ def _observe(
             for evaluation, result in zip(missing, model.run(missing), strict=True):
                 write_result(paths[evaluation.name], result, {**asked[evaluation.name], "step": model.step})
                 found[evaluation.name] = result.metrics
-                print(f"wrote {paths[evaluation.name]}", flush=True)
+                storage.push(place)
+                print(f"wrote {place / paths[evaluation.name].relative_to(out)}", flush=True)
         cells |= {(name, evaluation): metrics for evaluation, metrics in found.items()}
     _write_csv(out / "results.csv", cells)
+    storage.push(place)
     Console(highlight=False, markup=False).print(_table(cells))
-    print(f"wrote {out / 'results.csv'}")
+    print(f"wrote {place / 'results.csv'}")
 
 
 def _finished(path: Path, asked: Mapping[str, Any]) -> dict[str, float] | None:

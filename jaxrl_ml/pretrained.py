@@ -8,10 +8,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
+from jaxrl_ml import storage
 from jaxrl_ml.cli import load_run
 from jaxrl_ml.config import CheckpointConfig, ModelConfig, RopeScaling
 from jaxrl_ml.models import hf, lora
@@ -19,23 +20,27 @@ from jaxrl_ml.models.transformer import Transformer
 from jaxrl_ml.tokenizer import Tokenizer
 from jaxrl_ml.types import Params, UserError
 
+if TYPE_CHECKING:
+    from jaxrl_ml.checkpoint import Checkpoints
+
 
 def is_run(path: Path) -> bool:
-    return (Path(path) / "model.json").is_file()
+    return (storage.local(path) / "model.json").is_file()
 
 
-def _require_model(path: Path) -> Path:
-    path = Path(path)
+def _require_model(place: str | Path) -> Path:
+    """The folder, or the local copy of one in a bucket."""
+    path = storage.local(place)
     if not path.is_dir():
-        raise UserError(f"no folder {path}: give a Hugging Face model folder or a run folder")
+        raise UserError(f"no folder {place}: give a Hugging Face model folder or a run folder")
     if not is_run(path) and not (path / "config.json").is_file():
-        raise UserError(f"{path} is neither a Hugging Face model folder (no config.json) nor a run folder (no model.json)")
+        raise UserError(f"{place} is neither a Hugging Face model folder (no config.json) nor a run folder (no model.json)")
     return path
 
 
 def read_model_config(path: str | Path) -> ModelConfig:
     """The model's shape. Raises UserError where the folder is neither kind or the architecture is not supported."""
-    path = _require_model(Path(path))
+    path = _require_model(path)
     if not is_run(path):
         return hf.read_config(path)
     try:
@@ -54,7 +59,7 @@ def write_model_config(run_dir: Path, config: ModelConfig) -> None:
 
 
 def read_tokenizer(path: str | Path) -> Tokenizer:
-    path = _require_model(Path(path))
+    path = _require_model(path)
     return Tokenizer.from_folder(path / "tokenizer" if is_run(path) else path)
 
 
@@ -68,18 +73,29 @@ def load_params(path: str | Path, model: Transformer, shardings: Any, step: int 
 
 def load_adapted(path: str | Path, model: Transformer, shardings: Any, step: int | None = None) -> Params:
     """As `load_params`, but where the checkpoint holds an adapter, the weights under it."""
-    path = _require_model(Path(path))
-    if not is_run(path):
+    folder = _require_model(path)
+    if not is_run(folder):
         if step is not None:
             raise UserError(f"step={step}: {path} is a Hugging Face folder and has no steps; leave the step out")
-        return hf.load_params(path, model, shardings)
+        return hf.load_params(folder, model, shardings)
+    with open_checkpoints(path) as checkpoints:
+        return checkpoints.restore_params(step, shapes_of(model, shardings))
+
+
+def open_checkpoints(run: str | Path) -> Checkpoints:
+    """The checkpoints of a run folder, to read: as a context. Raises UserError where it is none."""
     from jaxrl_ml.checkpoint import Checkpoints
 
-    shapes = jax.tree.map(
+    if not is_run(run):
+        raise UserError(f"{run} is not a run folder: it has no model.json")
+    config = load_run(run).checkpoint if (storage.local(run) / "config.py").is_file() else CheckpointConfig()
+    return Checkpoints(run, config, read_only=True)
+
+
+def shapes_of(model: Transformer, shardings: Any) -> Params:
+    """ShapeDtypeStructs of a model's plain parameters."""
+    return jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
         jax.eval_shape(model.init, jax.random.key(0)),
         shardings,
     )
-    config = load_run(path).checkpoint if (path / "config.py").is_file() else CheckpointConfig()
-    with Checkpoints(path, config, read_only=True) as checkpoints:
-        return checkpoints.restore_params(step, shapes)

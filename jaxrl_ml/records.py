@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxrl_ml import storage
 from jaxrl_ml.types import Example, UserError
 
 FOLDER = "records"
@@ -45,7 +46,7 @@ def write_records(
         "fields": (pa.string(), (text for text in fields for _ in range(num_samples))),
     }
     table = pa.table({column: pa.array(list(values), kind) for column, (kind, values) in columns.items()})
-    path = Path(run_dir) / FOLDER / f"{name}-{step}.parquet"
+    path = storage.local(run_dir) / FOLDER / f"{name}-{step}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     parquet.write_table(table, temporary, compression="zstd")
@@ -66,7 +67,7 @@ def _encodable(text: str) -> str:
 def record_files(run_dir: Path) -> dict[str, dict[int, Path]]:
     """The files of a run by evaluation and step, both in rising order; none where the run keeps no records."""
     found: dict[str, dict[int, Path]] = {}
-    folder = Path(run_dir) / FOLDER
+    folder = storage.local(run_dir) / FOLDER
     for path in folder.rglob("*-*.parquet"):  # a name may have a slash
         name, _, step = path.relative_to(folder).as_posix().removesuffix(".parquet").rpartition("-")
         if step.isascii() and step.isdecimal():

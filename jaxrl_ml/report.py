@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from jaxrl_ml import storage
 from jaxrl_ml.cli import run_command
 from jaxrl_ml.metrics import METRICS_FILE, SAMPLES_FILE, duration, read_metrics, read_samples, visible
 from jaxrl_ml.types import UserError
@@ -45,16 +46,17 @@ svg { width: 100%; height: auto } pre { white-space: pre-wrap; overflow-wrap: an
 
 def write_report(run_dir: Path) -> Path:
     """Writes `run_dir/report.html`, atomically, and returns its path. Raises UserError where there is nothing to report."""
-    run_dir = Path(run_dir)
-    records = read_metrics(run_dir)
+    place, run_dir = storage.at(run_dir), storage.local(run_dir)
+    records = read_metrics(place)
     if not records:
-        raise UserError(f"{run_dir / METRICS_FILE} holds no records yet: wait for the run's first step")
+        raise UserError(f"{place / METRICS_FILE} holds no records yet: wait for the run's first step")
     samples = read_samples(run_dir) if (run_dir / SAMPLES_FILE).is_file() else []
     path = run_dir / "report.html"
     temporary = path.with_name("report.html.tmp")
     temporary.write_text(_page(run_dir, records, samples), encoding="utf-8")
     temporary.replace(path)
-    return path
+    storage.push(place)
+    return place / path.name
 
 
 def html_page(title: str, parts: Sequence[str]) -> str:

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from jaxrl_ml import storage
 from jaxrl_ml.cli import check_folder, load, resolved, run_command, write_folder
 from jaxrl_ml.config import Config, GRPOStage, Stage
 from jaxrl_ml.records import cut_back, write_records
@@ -119,7 +120,7 @@ class Run:
         from jaxrl_ml.evaluate import Evaluator
 
         self.config, self.programs, self.tokenizer, self.checkpoints, self.log = config, programs, tokenizer, checkpoints, log
-        self.run_dir = Path(config.run_dir)
+        self.run_dir = storage.at(config.run_dir)
         render = PromptRenderer(tokenizer, config.prompt_format, config.system_prompt)
         self.evaluators: dict[str, Evaluator] = {
             e.name: Evaluator(e, programs, tokenizer, render, config.seed) for e in config.evaluations
@@ -158,6 +159,8 @@ class Run:
                         "data": runner.batches.get_state(),
                         "adapter": self._adapter(stage),
                     }
+                    if self.log.enabled:
+                        storage.push(self.run_dir)  # first: a checkpoint has the metrics up to it
                     self.checkpoints.save(step, state, progress, results)
                     reporter.skip_time()
                 results = {}
@@ -286,7 +289,7 @@ def build(config: Config) -> tuple[Programs, Tokenizer]:
     if config.tokenizer is None:
         tokenizer = read_tokenizer(config.init_from)
     elif isinstance(config.tokenizer, str):
-        tokenizer = Tokenizer.from_folder(config.tokenizer)
+        tokenizer = Tokenizer.from_folder(storage.local(config.tokenizer))
     else:
         tokenizer = Tokenizer.from_vocabulary(config.tokenizer)
     model = config.model or read_model_config(config.init_from)
@@ -332,32 +335,39 @@ def _train(config: Config, source: Path, overrides: Sequence[str], main_process:
     from jaxrl_ml.pretrained import write_model_config
     from jaxrl_ml.report import write_report
 
-    run_dir = Path(config.run_dir)
+    run_dir = storage.local(config.run_dir)
     if main_process:
         write_folder(config, source, overrides)
     jax.config.update("jax_numpy_rank_promotion", "raise")
     if jax.config.jax_compilation_cache_dir is None:  # a resumed or repeated run starts in seconds
-        jax.config.update("jax_compilation_cache_dir", str(run_dir.absolute().parent / ".compilation_cache"))
+        cache = storage.for_orbax(config.run_dir).parent / ".compilation_cache"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     programs, tokenizer = build(config)
     if main_process:
         write_model_config(run_dir, programs.model.config)
         tokenizer.save(run_dir / "tokenizer")
-    with Checkpoints(run_dir, config.checkpoint) as checkpoints, StopSignal() as stop:
+        storage.push(config.run_dir)
+    with Checkpoints(config.run_dir, config.checkpoint) as checkpoints, StopSignal() as stop:
         start = max(checkpoints.steps(), default=-1)
         if start >= config.num_steps:
             if main_process:
-                print(f"{run_dir} is finished at step {start}; start another run with --run-dir, or see {run_dir}/report.html")
+                place = config.run_dir
+                print(f"{place} is finished at step {start}; start another run with --run-dir, or see {place}/report.html")
             return 0
         if main_process:
             cut_back(run_dir, start)
         log = MetricsLog(
             run_dir, config.logging, config.num_steps, start, resolved_config=resolved(config), enabled=main_process
         )
-        with log:
-            step, stopped = Run(config, programs, tokenizer, checkpoints, log).loop(stop)
+        try:
+            with log:
+                step, stopped = Run(config, programs, tokenizer, checkpoints, log).loop(stop)
+        finally:
+            if main_process:
+                storage.push(config.run_dir)  # what a run that fails has to tell, too
     if main_process:
-        print(f"report: {write_report(run_dir)}")
+        print(f"report: {write_report(config.run_dir)}")
     if not stopped or step == config.num_steps:
         return 0
     if main_process:

@@ -10,6 +10,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + _FLAGS
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import gc
 import sys
 from collections.abc import Callable
 from functools import cached_property
@@ -23,9 +24,10 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_threefry_partitionable", True)
 
-from jaxrl_ml import sampler
+from jaxrl_ml import checkpoint, sampler
 from jaxrl_ml.config import ComputeConfig, GRPOStage, LossConfig, MeshConfig, ModelConfig, SamplingConfig, SFTStage
 from jaxrl_ml.config import model as model_config
+from jaxrl_ml.models import hf
 from jaxrl_ml.programs import Programs
 from jaxrl_ml.sharding import make_mesh
 from jaxrl_ml.types import Batch, Packed, Prompts, Rollout, TagTrie, TrainState
@@ -198,6 +200,22 @@ def lines_run(call: Callable[[], object]) -> int:
     finally:
         sys.settrace(before)
     return count
+
+
+def bytes_alive(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that takes the bytes of new arrays: whenever one was read, and whenever one is fetched to be written."""
+    gc.collect()
+    before = sum(array.nbytes for array in jax.live_arrays())
+    found: list[int] = []
+
+    def count(value: Any) -> Any:
+        found.append(sum(array.nbytes for array in jax.live_arrays()) - before)
+        return value
+
+    fetch, read = hf.fetch, checkpoint._read
+    monkeypatch.setattr(hf, "fetch", lambda leaf, *rest: fetch(count(leaf), *rest))
+    monkeypatch.setattr(checkpoint, "_read", lambda *arguments: count(read(*arguments)))
+    return found
 
 
 def assert_trees_close(actual: Any, expected: Any, **tolerance: float) -> None:

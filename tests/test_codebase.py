@@ -33,7 +33,7 @@ COMMANDS = (
 
 # The layers, from the bottom: a module imports from its own layer and from those below it.
 LAYERS = (
-    ("types", "config", "cli"),
+    ("types", "config", "storage", "cli"),
     ("models", "tokenizer", "languages", "tasks"),
     ("advantages", "credit", "losses", "optimizer", "processes", "sharding", "metrics", "records"),
     ("analysis",),
@@ -47,6 +47,8 @@ ONLY_IN = {
     "transformers": {"tokenizer.py", "models/hf.py"},
     "grain": {"data.py"},
     "orbax": {"checkpoint.py"},
+    "fsspec": {"storage.py"},
+    "etils": {"storage.py"},
     "math_verify": {"rewards/verifier_worker.py"},
     "sympy": set(),
     "py3langid": {"languages/detect.py"},

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from conftest import bytes_alive
+from safetensors.numpy import load_file, save_file
 
-from jaxrl_ml import convert, pretrained
+from jaxrl_ml import checkpoint, convert, pretrained
 from jaxrl_ml.checkpoint import Checkpoints
 from jaxrl_ml.config import CheckpointConfig, ModelConfig, RopeScaling
 from jaxrl_ml.models import hf
@@ -73,6 +74,40 @@ def test_any_step_in_either_precision(folder, tmp_path):
     with pytest.raises(UserError, match="no checkpoint 3"):
         convert.main(["to-hf", str(run), str(tmp_path / "none"), "--step", "3"])
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_files_are_those_that_the_library_writes(folder, tmp_path, dtype):
+    run = tmp_path / "run"
+    convert.main(["from-hf", str(folder), str(run)])
+    convert.main(["to-hf", str(run), str(tmp_path / "out"), "--dtype", dtype])
+    tensors = load_file(tmp_path / "out/model.safetensors")
+    save_file(tensors, tmp_path / "theirs", metadata={"format": "pt"})
+    assert (tmp_path / "out/model.safetensors").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def test_an_export_holds_one_parameter_at_a_time_and_reads_each_file_once_for_its_digest(folder, tmp_path, monkeypatch):
+    convert.main(["from-hf", str(folder), str(tmp_path / "run")])
+    digested, digest = [], checkpoint._digest
+    monkeypatch.setattr(checkpoint, "_digest", lambda path: digested.append(path) or digest(path))
+    alive = bytes_alive(monkeypatch)
+    convert.main(["to-hf", str(tmp_path / "run"), str(tmp_path / "out")])
+    sizes = [leaf.nbytes for leaf in jax.tree.leaves(make_params(0))]
+    assert len(alive) == len(load_file(tmp_path / "out/model.safetensors")) + len(sizes)
+    assert max(sizes) <= max(alive) < max(sizes) + 1000 < sum(sizes) / 3
+    assert len(digested) == len(set(digested)) > 10
+
+
+def test_a_damaged_checkpoint_is_not_exported(folder, tmp_path):
+    convert.main(["from-hf", str(folder), str(tmp_path / "run")])
+    largest = max((tmp_path / "run/checkpoints/0/params").rglob("*"), key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    with pytest.raises(UserError, match=f"{largest.name} is not as it was saved") as caught:
+        convert.main(["to-hf", str(tmp_path / "run"), str(tmp_path / "out")])
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_mistakes_are_one_line(folder, tmp_path):

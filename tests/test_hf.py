@@ -319,7 +319,7 @@ def test_an_export_is_whole_or_absent(tmp_path, monkeypatch):
     assert_refused(lambda: hf.save_params(tmp_path / "m", make_params(config), config, "float32", tokenizer()), "not empty")
     assert [path.name for path in (tmp_path / "m").iterdir()] == ["keep"]
     with monkeypatch.context() as patch:
-        patch.setattr(hf, "save_file", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
+        patch.setattr(hf, "_write_tensors", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
         with pytest.raises(OSError, match="disk full"):
             hf.save_params(tmp_path / "n", make_params(config), config, "float32", tokenizer())
     assert not (tmp_path / "n").exists()

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from conftest import TINY, Policy, assert_trees_close
+from conftest import TINY, Policy, assert_trees_close, bytes_alive
 from safetensors.numpy import load_file
 
 from jaxrl_ml import convert, pretrained
@@ -304,6 +304,25 @@ def test_peft_export_of_a_run(straight, tmp_path, capsys):
             assert np.abs(b @ a).max() > 1e-4
             np.testing.assert_allclose(after[name], weight + 8 / 2 * b @ a, rtol=0, atol=1e-6)
     assert not tensors
+
+
+def test_an_export_merges_a_matrix_at_a_time(straight, tmp_path, monkeypatch):
+    """Beside the adapter, one parameter is there at a time; what is written is what `load_params` gives."""
+    alive = bytes_alive(monkeypatch)
+    convert.main(["to-hf", str(straight), str(tmp_path / "out"), "--step", "5"])
+    monkeypatch.undo()
+    params = params_of(straight, 5, merge=False)
+    sizes = [leaf.nbytes for leaf in jax.tree.leaves(lora.frozen(params))]
+    adapter = sum(leaf.nbytes for leaf in jax.tree.leaves(lora.trained(params)))
+    assert max(alive) < max(sizes) + adapter + 1000 < sum(sizes)
+    hf.save_params(
+        tmp_path / "whole",
+        params_of(straight, 5),
+        pretrained.read_model_config(straight),
+        "float32",
+        pretrained.read_tokenizer(straight),
+    )
+    assert_trees_close(*(load_file(tmp_path / f"{name}/model.safetensors") for name in ("out", "whole")), rtol=0, atol=1e-7)
 
 
 @pytest.mark.filterwarnings("ignore")  # peft's own

@@ -118,7 +118,7 @@ class Config:
 
     stages: tuple[SFTStage | GRPOStage, ...] = ()
     run_dir: str = ""
-    """Everything the run writes lies here; a run that was stopped goes on from here."""
+    """Everything the run writes lies here, on local disk or in gs://; a run that was stopped goes on from here."""
     model: ModelConfig | None = None
     """The shape of a model that starts from random weights; None: that of init_from."""
     init_from: str | None = None

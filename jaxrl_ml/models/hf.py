@@ -1,7 +1,7 @@
 """Hugging Face folders both ways: config.json ↔ ModelConfig, safetensors ↔ our parameter tree, through one name table.
 
-Reading goes straight onto the mesh, each device asking for its own slices of the files. Writing holds one file's tensors on
-the host at a time. What this decoder does not compute is refused by name and value, never ignored.
+Reading goes straight onto the mesh, each device asking for its own slices of the files. Writing holds one parameter on the host
+at a time. What this decoder does not compute is refused by name and value, never ignored.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ import jax
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from jaxrl_ml import storage
 from jaxrl_ml.config import ModelConfig, RopeScaling
+from jaxrl_ml.models import tensor_file
 from jaxrl_ml.models.transformer import Transformer
 from jaxrl_ml.tokenizer import Tokenizer
-from jaxrl_ml.types import Params, UserError
+from jaxrl_ml.types import Params, UserError, require
 
 _ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -288,7 +289,8 @@ def save_params(
 ) -> None:
     """Writes a folder that `transformers.AutoModelForCausalLM` reads: config, safetensors, tokenizer and chat template.
 
-    One file's tensors are on the host at a time. The folder appears under its name when it is complete.
+    params: a tree of arrays, or of functions that give them: each is called once, and what it gave is let go of before the
+    next. The folder appears under its name when it is complete.
     Raises UserError where it exists and is not empty, and for a shape that transformers refuses.
     """
     if config.embed_dim % config.num_heads:
@@ -299,7 +301,8 @@ def save_params(
         tokenizer.save(temporary)
         _write_config(temporary / "config.json", config, dtype, tokenizer)
         stored = np.dtype(np.float32 if dtype == "float32" else ml_dtypes.bfloat16)
-        _write_weights(temporary, params, stored, max_shard_bytes)
+        shapes = jax.eval_shape(Transformer(config).init, jax.random.key(0))
+        _write_tensors(params, _begin_files(temporary, shapes, stored, max_shard_bytes), stored)
 
 
 @contextmanager
@@ -308,6 +311,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
     Raises UserError where that exists and is not empty.
     """
+    remote = storage.is_remote(folder)
+    require(not remote, f"{storage.at(folder)}: an export is written to local disk; give a local folder, and copy it")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty: give another folder, or remove it")
     temporary = folder.with_name(folder.name + ".tmp")
@@ -320,31 +325,55 @@ def new_folder(folder: Path) -> Iterator[Path]:
     temporary.replace(folder)
 
 
-def _write_weights(folder: Path, params: Params, dtype: np.dtype, max_shard_bytes: float) -> None:
-    files: list[list[tuple[str, str, int | None]]] = [[]]
+class _Place(NamedTuple):
+    """Where the tensor of a parameter's layer (None: of all of it) goes."""
+
+    layer: int | None
+    file: Path
+    start: int  # in bytes
+
+
+def _begin_files(folder: Path, shapes: Params, dtype: np.dtype, max_shard_bytes: float) -> dict[str, list[_Place]]:
+    """Makes the files and their index, all but the tensors; returns the places of each parameter's."""
+    files: list[list[tuple[str, str, int | None, tuple[int, ...]]]] = [[]]
     size = total = 0
-    for name, key, layer, shape in _tensors(params):
-        num_bytes = math.prod(shape) * dtype.itemsize
+    for tensor in _tensors(shapes):
+        num_bytes = math.prod(tensor[-1]) * dtype.itemsize
         if files[-1] and size + num_bytes > max_shard_bytes:
             files.append([])
             size = 0
-        files[-1].append((name, key, layer))
+        files[-1].append(tensor)
         size, total = size + num_bytes, total + num_bytes
-    leaves = {_key(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    places: dict[str, list[_Place]] = {}
     weight_map = {}
     for i, tensors in enumerate(files):
         file = "model.safetensors" if len(files) == 1 else f"model-{i + 1:05d}-of-{len(files):05d}.safetensors"
-        host = {name: fetch(leaves[key], WEIGHTS[key].axes, layer, dtype) for name, key, layer in tensors}
-        save_file(host, folder / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(host, file)
+        starts = tensor_file.begin(folder / file, {name: shape for name, _, _, shape in tensors}, dtype)
+        for name, key, layer, _ in tensors:
+            places.setdefault(key, []).append(_Place(layer, folder / file, starts[name]))
+        weight_map |= dict.fromkeys(starts, file)
     if len(files) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    return places
+
+
+def _write_tensors(params: Params, places: dict[str, list[_Place]], dtype: np.dtype) -> None:
+    """Parameter by parameter, since its layers are stored together: each layer's tensor goes to its place."""
+    with ExitStack() as stack:
+        paths = {place.file for of_one in places.values() for place in of_one}
+        files = {path: stack.enter_context(path.open("r+b")) for path in paths}
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+            array, key = leaf() if callable(leaf) else leaf, _key(path)
+            for layer, file, start in places[key]:
+                files[file].seek(start)
+                files[file].write(fetch(array, WEIGHTS[key].axes, layer, dtype).view(np.uint8))
+            del array  # before the next is read
 
 
 def fetch(leaf: jax.Array, axes: tuple[tuple[int, ...], ...], layer: int | None, dtype: np.dtype) -> np.ndarray:
     """A parameter (of one layer) on the host as Hugging Face stores it."""
-    ours = np.asarray(jax.device_get(leaf if layer is None else leaf[layer])).astype(dtype)
+    ours = np.asarray(jax.device_get(leaf if layer is None else leaf[layer])).astype(dtype, copy=False)
     joined = [math.prod(ours.shape[a] for a in group) for group in axes]
     return np.ascontiguousarray(ours.transpose([a for group in axes for a in group]).reshape(joined))
 

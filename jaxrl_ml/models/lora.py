@@ -70,19 +70,22 @@ def merge_layer(layer: Adapted | Params) -> Params:
     """The plain parameters of one layer; of plain ones, themselves."""
     if not isinstance(layer, Adapted):
         return layer
-    scale = layer.config.alpha / layer.config.rank
 
-    def add(weight: jax.Array, pair: Params) -> jax.Array:
-        # Full precision: the export must be what was sampled from, on accelerators too. Its cost is that of `rank` tokens.
-        return weight + jnp.tensordot(pair["a"], scale * pair["b"], 1, precision=jax.lax.Precision.HIGHEST)
+    def merge(base: Params, pairs: Params) -> Params:
+        return {**base, **{name: _add(base[name], pair, layer.config) for name, pair in pairs.items()}}
 
-    return {
-        **layer.base,
-        **{
-            module: {**layer.base[module], **{name: add(layer.base[module][name], pair) for name, pair in pairs.items()}}
-            for module, pairs in layer.adapter.items()
-        },
-    }
+    return {**layer.base, **{module: merge(layer.base[module], pairs) for module, pairs in layer.adapter.items()}}
+
+
+def merge_stacked(weight: jax.Array, pair: Params, config: LoRAConfig) -> jax.Array:
+    """A matrix of all layers with its adapter added, a layer at a time: beside both there is no third array of its size."""
+    return jax.lax.map(lambda layer: _add(*layer, config), (weight, pair))
+
+
+def _add(weight: jax.Array, pair: Params, config: LoRAConfig) -> jax.Array:
+    # Full precision: the export must be what was sampled from, on accelerators too. Its cost is that of `rank` tokens.
+    scale = config.alpha / config.rank
+    return weight + jnp.tensordot(pair["a"], scale * pair["b"], 1, precision=jax.lax.Precision.HIGHEST)
 
 
 def adapter_like(params: Params, rank: int) -> Params:

@@ -12,19 +12,19 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+from jaxrl_ml.config import LoRAConfig
 from jaxrl_ml.models import hf
 from jaxrl_ml.types import Params
 
 
-def save_adapter(folder: str | Path, params: Params, base: str) -> None:
-    """Writes the adapter of adapted `params`, in float32; `base` names the Hugging Face model that it lies on.
+def save_adapter(folder: str | Path, adapter: Params, lora: LoRAConfig, base: str) -> None:
+    """Writes an adapter, in float32; `base` names the Hugging Face model that it lies on.
 
     A is stored as lora_A [rank, inputs], B as lora_B [outputs, rank]. The folder appears under its name when it is complete.
     Raises UserError where it exists and is not empty.
     """
-    layers = params["layers"]
     tensors, targets = {}, []
-    for module, pairs in layers.adapter.items():
+    for module, pairs in adapter.items():
         for name, pair in pairs.items():
             stored, (outputs, inputs) = hf.WEIGHTS[f"layers/{module}/{name}"]
             path = stored.removesuffix(".weight")
@@ -41,8 +41,8 @@ def save_adapter(folder: str | Path, params: Params, base: str) -> None:
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
-        "r": layers.config.rank,
-        "lora_alpha": layers.config.alpha,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
         "lora_dropout": 0.0,
         "target_modules": targets,
         "bias": "none",

@@ -1,9 +1,9 @@
 """Rows of data sets: a hub name or file paths in, tables of rows out that know where each row stands.
 
-A file is JSONL, JSON (a list of objects), CSV, TSV or parquet, told by its suffix; text is UTF-8. CSV and TSV values are text
-and an empty one is None: nothing is guessed, so an answer `007` or `NA` stays what it is. TSV has no quotes: a tab ends a
-value, a line ends a row. Parquet and hub data sets stay Arrow tables, text formats become lists of dicts. A hub data set is
-read with `datasets`, from its cache where it has been loaded before.
+A file is JSONL, JSON (a list of objects), CSV, TSV or parquet, told by its suffix, on local disk, gs:// or s3://; text is
+UTF-8. CSV and TSV values are text and an empty one is None: nothing is guessed, so an answer `007` or `NA` stays what it is.
+TSV has no quotes: a tab ends a value, a line ends a row. Parquet and hub data sets stay Arrow tables, text formats become lists
+of dicts. A hub data set is read with `datasets`, from its cache where it has been loaded before.
 
 Errors are one line that begins with the file (or the hub name, configuration and split) and the line, counted from 1: in JSON,
 parquet and hub data sets the row.
@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxrl_ml import storage
 from jaxrl_ml.types import Example, UserError
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def read(
     tables: list[Table] = []
     for path in paths:
         first = tables[-1].first + len(tables[-1]) if tables else 0
-        tables.append(replace(_from_file(Path(path), columns, header), first=first))
+        tables.append(replace(_from_file(storage.at(path), columns, header), first=first))
     return tables
 
 
@@ -231,7 +232,7 @@ def _parquet(path: Path, columns: Sequence[str] | None) -> Table:
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with path.open("rb") as raw, pyarrow.parquet.ParquetFile(raw) as file:
             there = file.schema_arrow.names
             return Table(str(path), file.read(None if columns is None else [name for name in columns if name in there]))
     except (pyarrow.ArrowException, OSError) as error:

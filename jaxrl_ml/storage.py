@@ -1,0 +1,140 @@
+"""Folders on local disk and in buckets: `gs://bucket/run` and `s3://bucket/data` in, paths out.
+
+A run works in a local folder. Where its `run_dir` is in a bucket, orbax writes what it keeps (checkpoints, references, bases)
+straight there, and all else, which is small, appended to or read by libraries that know local files alone, lies in a copy on
+local disk: fetched when it is first asked for, pushed back before each checkpoint and at the end. So the bucket never holds a
+checkpoint whose metrics it lacks, and a run that goes on, on this machine or another, cuts back to its last checkpoint as ever.
+A Hugging Face folder in a bucket is copied as a whole.
+
+Checkpoints cannot be in s3://, which orbax does not write to.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib.util
+import re
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxrl_ml.types import UserError, require
+
+if TYPE_CHECKING:
+    from etils import epath
+
+    AnyPath = Path | epath.Path
+
+_URL = re.compile(r"(gs|s3):/+(?=[^/])")  # pathlib makes one slash of two
+_PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
+_EXTRAS = {"gs": "gcs", "s3": "s3"}
+KEPT_BY_ORBAX = ("checkpoints", "reference", "base")
+
+
+def is_remote(place: str | Path) -> bool:
+    """Whether a place is in a bucket."""
+    return _URL.match(str(place)) is not None
+
+
+def at(place: str | Path) -> AnyPath:
+    """The path of a local place or of one in a bucket. Raises UserError where the package for such buckets is not installed."""
+    match = _URL.match(str(place))
+    if match is None:
+        return Path(place)
+    scheme = match[1]
+    if importlib.util.find_spec(_PACKAGES[scheme]) is None:
+        url = _URL.sub(rf"{scheme}://", str(place))
+        raise UserError(f"{url} needs the package {_PACKAGES[scheme]}: pip install 'jaxrl_ml[{_EXTRAS[scheme]}]'")
+    from etils import epath
+
+    return epath.Path(f"{scheme}://{str(place)[match.end() :]}")
+
+
+def for_orbax(folder: str | Path) -> AnyPath:
+    """The absolute path of a folder that orbax keeps. Raises UserError for one that it cannot."""
+    path = at(folder)
+    require(
+        not str(path).startswith("s3://"),
+        f"{path}: checkpoints cannot be in s3://, which orbax does not write to; give a gs:// or a local run_dir",
+    )
+    return path if is_remote(path) else path.absolute()
+
+
+def local(place: str | Path) -> Path:
+    """The folder itself, or of one in a bucket this process's copy of all that orbax does not keep; empty where there is none.
+
+    Raises UserError where the bucket cannot be read.
+    """
+    return _copy(str(at(place))).folder if is_remote(place) else Path(place)
+
+
+def push(place: str | Path) -> None:
+    """Brings a bucket's folder up to date with `local`: files that were changed, made or removed since. Does nothing otherwise.
+
+    Raises UserError where the bucket cannot be written to.
+    """
+    if is_remote(place):
+        _copy(str(at(place))).push()
+
+
+def names_below(folder: AnyPath) -> list[str]:
+    """All files in a folder and those below it, relative to it."""
+    if not is_remote(folder):
+        return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    files, root = _file_system(str(folder))
+    files.invalidate_cache()  # others write there too
+    return sorted(name.removeprefix(f"{root}/") for name in files.find(root))
+
+
+@cache
+def _copy(url: str) -> _Copy:
+    return _Copy(url)
+
+
+class _Copy:
+    """The local copy of a folder in a bucket; it goes with the process."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        parent = Path(tempfile.mkdtemp(prefix="jaxrl_ml-"))
+        atexit.register(shutil.rmtree, parent, ignore_errors=True)
+        self.folder = parent / url.rsplit("/", 1)[1]
+        self.folder.mkdir()
+        self._files, self._root = _file_system(url)
+        try:
+            for name in names_below(at(url)):
+                if name.split("/")[0] not in KEPT_BY_ORBAX:
+                    (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+                    self._files.get_file(f"{self._root}/{name}", str(self.folder / name))
+        except Exception as error:  # each bucket's package raises its own
+            raise UserError(f"{url} cannot be read ({_reason(error)}); check the address and your credentials") from error
+        self._there = self._seen()
+
+    def push(self) -> None:
+        now = self._seen()
+        try:
+            for name, stamp in now.items():
+                if self._there.get(name) != stamp:
+                    self._files.put_file(str(self.folder / name), f"{self._root}/{name}")
+                    self._there[name] = stamp
+            for name in self._there.keys() - now.keys():
+                self._files.rm_file(f"{self._root}/{name}")
+                del self._there[name]
+        except Exception as error:  # as above
+            raise UserError(f"{self.url} cannot be written to ({_reason(error)}); check your credentials") from error
+
+    def _seen(self) -> dict[str, tuple[int, int]]:
+        stats = {name: (self.folder / name).stat() for name in names_below(self.folder)}
+        return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    import fsspec
+
+    return fsspec.core.url_to_fs(url)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
