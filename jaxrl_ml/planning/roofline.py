@@ -6,9 +6,10 @@ fitted to what XLA compiled for 8 H100 at two configs. `compute.attention` is ta
 for TPU: auto is settled by `topology.attention_on`.
 
 `tests/test_planning.py` compares them with compiled programs, on CPU. The six plans of `tools/plans.py`, compiled for H100, v5e
-and v5p, have of what is worked out: FLOPs 1.00, but 1.19 where XLA for H100 rematerialised an update by itself; memory with
-what lives beside 0.70 to 1.35, mostly 0.9 to 1.06; sent 0.86 to 1.84; bytes of decoding 1.08 to 1.34, of scores and updates
-1.16 to 1.75 on TPU and 0.68 to 0.89 on H100; the step's time 0.97 to 1.21.
+and v5p, have of what is worked out: FLOPs 1.00, but 1.18 where XLA for H100 rematerialised an update by itself; memory with
+what lives beside 0.73 to 1.39, mostly 0.95 to 1.07; sent 0.86 to 1.43; bytes of decoding 1.08 to 1.34, of scores and updates
+0.68 to 0.87 on H100 and 1.9 to 4.5 on TPU, where XLA takes products with gathered weights in parts that it adds up in memory;
+the step's time 0.97 to 1.22.
 """
 
 from __future__ import annotations
