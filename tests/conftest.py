@@ -32,6 +32,7 @@ from jaxrl_ml.programs import Programs
 from jaxrl_ml.sharding import make_mesh
 from jaxrl_ml.types import Batch, Packed, Prompts, Rollout, TagTrie, TrainState
 
+COLUMNS = model_config.COLUMNS  # of the library
 model_config.COLUMNS = 8  # small vocabularies are cut in slices too
 
 TINY = ModelConfig(vocab_size=48, num_layers=2, embed_dim=32, mlp_dim=64, num_heads=4, num_kv_heads=2, head_dim=8)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -159,18 +161,20 @@ def test_the_mesh_changes_nothing(sampled: EvaluationResult, single: Programs, e
         assert evaluator.run(weights, 3) == sampled
 
 
-def test_the_next_batch_is_sampled_before_one_is_scored(evaluator_of, weights, monkeypatch) -> None:
-    order = []
+def test_the_next_batch_is_sampled_while_one_is_scored(evaluator_of, weights, monkeypatch) -> None:
+    begun = [threading.Event() for _ in range(3)]
+    sampled, scored = itertools.count(), itertools.count()
 
     def reward(texts: Sequence[str], examples: Sequence[Example]) -> np.ndarray:
-        order.append("score")
+        following = next(scored) + 1
+        assert following == len(begun) or begun[following].wait(60), f"batch {following} waits until the one before is scored"
         return np.zeros(len(texts))
 
     evaluator = evaluator_of(dataclasses.replace(SAMPLED, reward=reward, prompts_per_batch=5))
     sample = evaluator._sample
-    monkeypatch.setattr(evaluator, "_sample", lambda *args: order.append("sample") or sample(*args))
+    monkeypatch.setattr(evaluator, "_sample", lambda *args: begun[next(sampled)].set() or sample(*args))
     evaluator.run(weights, 0)
-    assert order == ["sample", "sample", "score", "sample", "score", "score"]
+    assert next(sampled) == next(scored) == len(begun)
 
 
 def test_stop_and_top_k_reach_the_sampler(evaluator_of, weights) -> None:

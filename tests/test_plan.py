@@ -11,8 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import COLUMNS
 
 from jaxrl_ml import plan
+from jaxrl_ml.config import model as model_config
 from jaxrl_ml.planning import compiled, curve, topology
 from jaxrl_ml.planning.roofline import estimates
 from jaxrl_ml.planning.search import remedies
@@ -246,7 +248,8 @@ def test_a_curve_ends_where_rows_do_and_never_asks_for_more_than_a_chip_has():
     assert not [p for p in points if p.scaling == "strong" and p.chips == 4096 and p.fits and p.choice.mesh.tensor < 8]
 
 
-def test_the_readme_has_what_the_tool_prints():
+def test_the_readme_has_what_the_tool_prints(monkeypatch):
+    monkeypatch.setattr(model_config, "COLUMNS", COLUMNS)
     spec = importlib.util.spec_from_file_location("plans", ROOT / "tools" / "plans.py")
     plans = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(plans)
