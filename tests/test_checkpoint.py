@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -146,6 +147,18 @@ def test_a_damaged_checkpoint_is_one_line_with_a_remedy(tmp_path, how, orbax_deb
     assert_trees_close(restored, make_state(ONE(), 1), rtol=0, atol=0)
 
 
+def each_damaged(files: Sequence[Path], how: str) -> Iterator[Path]:
+    """Each file in turn, flipped, truncated or removed until the next is asked for."""
+    for path in files:
+        data = path.read_bytes()
+        middle = len(data) // 2
+        path.write_bytes(data[:middle] + (bytes([data[middle] ^ 16]) + data[middle + 1 :] if how == "flipped" else b""))
+        if how == "removed":
+            path.unlink()
+        yield path
+        path.write_bytes(data)
+
+
 @DEBRIS
 @pytest.mark.parametrize("how", ["flipped", "truncated", "removed"])
 def test_no_damaged_file_restores_wrongly(tmp_path, how, orbax_debris):
@@ -155,12 +168,7 @@ def test_no_damaged_file_restores_wrongly(tmp_path, how, orbax_debris):
     expected, shapes = make_state(ONE(), 1), shapes_of(make_state(ONE()))
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     refused = set()
-    for path in files:
-        data = path.read_bytes()
-        middle = len(data) // 2
-        path.write_bytes(data[:middle] + (bytes([data[middle] ^ 16]) + data[middle + 1 :] if how == "flipped" else b""))
-        if how == "removed":
-            path.unlink()
+    for path in each_damaged(files, how):
         try:
             with Checkpoints(tmp_path, CheckpointConfig(), read_only=True) as checkpoints:
                 restored, progress = checkpoints.restore(1, shapes)
@@ -170,7 +178,6 @@ def test_no_damaged_file_restores_wrongly(tmp_path, how, orbax_debris):
         else:
             assert_trees_close(restored, expected, rtol=0, atol=0)
             assert progress == PROGRESS | {"step": 1}
-        path.write_bytes(data)
     stored = {path for path in files if path.parent != folder and path.name != "commit_success.txt"}
     assert len(stored) > 10 and stored <= refused
 
@@ -184,19 +191,13 @@ def test_no_damaged_file_of_a_reference_restores_wrongly(tmp_path, how, orbax_de
     shapes = shapes_of(expected)
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     refused = set()
-    for path in files:
-        data = path.read_bytes()
-        middle = len(data) // 2
-        path.write_bytes(data[:middle] + (bytes([data[middle] ^ 16]) + data[middle + 1 :] if how == "flipped" else b""))
-        if how == "removed":
-            path.unlink()
+    for path in each_damaged(files, how):
         try:
             assert_trees_close(load_reference(folder, shapes), expected, rtol=0, atol=0)
         except UserError as error:
             assert "\n" not in str(error) and str(folder) in str(error)
             assert path.name == "checksums.json" or path.relative_to(folder).as_posix() in str(error)
             refused.add(path)
-        path.write_bytes(data)
     stored = {path for path in files if path.name not in ("checksums.json", "_CHECKPOINT_METADATA", "commit_success.txt")}
     assert len(stored) > 5 and stored <= refused
 
