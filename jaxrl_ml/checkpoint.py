@@ -1,9 +1,10 @@
 """Checkpoints of a run, by orbax: parameters, optimiser, and a JSON record of progress (steps, data iterator, seed, config).
 
 In: a `TrainState` and the progress at a step boundary. Out: the same, bit for bit, onto any mesh. A checkpoint appears under
-`RUN/checkpoints/STEP` only when it is complete; a save that was killed leaves nothing that restores. It holds the SHA-256 of
-every file, written before it appears and compared when it is restored: orbax itself reads some flipped bits as other values.
-The same holds for the frozen weights kept beside them: KL references, and the bases of adapters.
+`RUN/checkpoints/STEP` only when it is complete; a save that was killed leaves nothing that restores. It holds a digest of each
+file, written before it appears and compared when it is restored: orbax itself reads some flipped bits as other values. That is
+the MD5 where a bucket keeps one by itself, so that nothing is read back, else the SHA-256. The same holds for the frozen
+weights kept beside them: KL references, and the bases of adapters.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from jaxrl_ml import processes, storage
+from jaxrl_ml import orbax_s3, processes, storage
 from jaxrl_ml.config import CheckpointConfig, LoRAConfig
 from jaxrl_ml.models import lora
 from jaxrl_ml.types import Params, TrainState, UserError
@@ -34,6 +35,7 @@ logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every phase o
 CHECKSUMS = "checksums.json"
 _COMMITTED = "commit_success.txt"  # what orbax writes last in a bucket, where it cannot rename
 _TIMES = "_CHECKPOINT_METADATA"  # of the save, which orbax writes once more as it commits
+_MD5_DIGITS = 32
 _BASE = "frozen base of the adapter"
 
 
@@ -89,8 +91,8 @@ class Checkpoints:
         """
         name = "adapter" if lora.is_adapted(state.params) else "params"
         items = {
-            name: ocp.args.StandardSave(lora.trained(state.params)),
-            "optimizer": ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
+            name: self._to_save(lora.trained(state.params)),
+            "optimizer": self._to_save({"step": state.step, "opt_state": state.opt_state}),
             "progress": ocp.args.JsonSave(dict(progress)),
         }
         ranked = dict(metrics) if metrics and self._best_metric in metrics else None
@@ -100,7 +102,7 @@ class Checkpoints:
     def save_params(self, step: int, params: Params) -> None:
         """Saves parameters alone: a model to start from, not a run to go on with."""
         self._begin(step)
-        self._manager.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
+        self._manager.save(step, args=ocp.args.Composite(params=self._to_save(params)))
         self.wait()
 
     def restore(self, step: int, shapes: TrainState) -> tuple[TrainState, dict[str, Any]]:
@@ -170,6 +172,9 @@ class Checkpoints:
             return None
         return self._restore(step, progress=ocp.args.JsonRestore())["progress"]["adapter"]
 
+    def _to_save(self, tree: Any) -> ocp.args.StandardSave:
+        return ocp.args.StandardSave(tree, save_args=_save_args(self.folder, tree))
+
     def _begin(self, step: int) -> None:
         self.wait()  # as the manager does itself: `_write_checksums` must know whose files it reads
         self._saving = step
@@ -223,8 +228,9 @@ def _write_checksums(folder: Path) -> None:
     if jax.process_index() == 0:
         in_bucket = storage.is_remote(folder)  # where no folder has a first name
         for unfinished in [folder] if in_bucket else folder.parent.glob(f"{folder.name}.orbax-checkpoint-tmp*"):
+            kept = storage.md5s(unfinished) if in_bucket else {}
             names = [name for name in storage.names_below(unfinished) if not name.endswith(_TIMES)]
-            digests = {name: _digest(unfinished / name) for name in names}
+            digests = {name: kept.get(name) or _digest(unfinished / name, "sha256") for name in names}
             (unfinished / CHECKSUMS).write_text(json.dumps(digests, indent=1) + "\n")
 
 
@@ -233,10 +239,15 @@ def _verify(folder: Path, items: Collection[str] | None = None) -> None:
     if not (folder / CHECKSUMS).is_file():  # saved before there were any
         return
     digests = json.loads((folder / CHECKSUMS).read_text())
+    kept = storage.md5s(folder) if storage.is_remote(folder) else {}
     names = sorted(name for name in digests if items is None or name.split("/")[0] in items)
 
     def is_bad(name: str) -> bool:
-        return not (folder / name).is_file() or _digest(folder / name) != digests[name]
+        saved = digests[name]
+        if kept.get(name) == saved:
+            return False
+        kind = "md5" if len(saved) == _MD5_DIGITS else "sha256"
+        return not (folder / name).is_file() or _digest(folder / name, kind) != saved
 
     names = names[jax.process_index() :: jax.process_count()]
     with ThreadPoolExecutor() as pool:
@@ -245,9 +256,15 @@ def _verify(folder: Path, items: Collection[str] | None = None) -> None:
         raise ValueError(f"{name} is not as it was saved")
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Path, kind: str) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, partial(hashlib.new, kind, usedforsecurity=False)).hexdigest()
+
+
+def _save_args(folder: Path, tree: Any) -> Any:
+    """What orbax is told of each array: in S3 no file may be too large."""
+    largest = orbax_s3.LARGEST_PART if str(folder).startswith("s3:") else None
+    return jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=largest), tree)
 
 
 def _reason(error: Exception) -> str:
@@ -260,7 +277,7 @@ def save_reference(folder: Path, params: Params) -> None:
     folder = storage.for_orbax(folder)
     options = ocp.AsyncOptions(post_finalization_callback=partial(_write_checksums, folder))  # called before the commit
     with ocp.StandardCheckpointer(async_options=options) as checkpointer:
-        checkpointer.save(folder, params, force=True)
+        checkpointer.save(folder, params, save_args=_save_args(folder, params), force=True)
 
 
 def load_reference(folder: Path, shapes: Params, what: str = "KL reference") -> Params:

@@ -1,26 +1,27 @@
-"""Folders on local disk and in buckets: `gs://bucket/run` and `s3://bucket/data` in, paths out.
+"""Folders on local disk and in buckets: `gs://bucket/run` and `s3://bucket/run` in, paths out.
 
 A run works in a local folder. Where its `run_dir` is in a bucket, orbax writes what it keeps (checkpoints, references, bases)
 straight there, and all else, which is small, appended to or read by libraries that know local files alone, lies in a copy on
 local disk: fetched when it is first asked for, pushed back before each checkpoint and at the end. So the bucket never holds a
 checkpoint whose metrics it lacks, and a run that goes on, on this machine or another, cuts back to its last checkpoint as ever.
 A Hugging Face folder in a bucket is copied as a whole.
-
-Checkpoints cannot be in s3://, which orbax does not write to.
 """
 
 from __future__ import annotations
 
 import atexit
+import hashlib
 import importlib.util
 import re
 import shutil
 import tempfile
+from base64 import b64decode
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxrl_ml.types import UserError, require
+from jaxrl_ml import orbax_s3
+from jaxrl_ml.types import UserError
 
 if TYPE_CHECKING:
     from etils import epath
@@ -53,12 +54,10 @@ def at(place: str | Path) -> AnyPath:
 
 
 def for_orbax(folder: str | Path) -> AnyPath:
-    """The absolute path of a folder that orbax keeps. Raises UserError for one that it cannot."""
+    """The absolute path of a folder that orbax keeps. Raises UserError where it cannot."""
     path = at(folder)
-    require(
-        not str(path).startswith("s3://"),
-        f"{path}: checkpoints cannot be in s3://, which orbax does not write to; give a gs:// or a local run_dir",
-    )
+    if str(path).startswith("s3://"):
+        orbax_s3.enable()
     return path if is_remote(path) else path.absolute()
 
 
@@ -86,6 +85,26 @@ def names_below(folder: AnyPath) -> list[str]:
     files, root = _file_system(str(folder))
     files.invalidate_cache()  # others write there too
     return sorted(name.removeprefix(f"{root}/") for name in files.find(root))
+
+
+def md5s(folder: AnyPath) -> dict[str, str]:
+    """The MD5s, in hexadecimal, that a bucket itself keeps of the files below a folder, by name; empty where it keeps others.
+
+    Google's has one of every file that was written in one go. Amazon's ETag is one, unless the bucket is encrypted with a key
+    of its own: whether it is shows in the smallest file.
+    """
+    files, root = _file_system(str(folder))
+    files.invalidate_cache()
+    sizes, found = {}, {}
+    for path, about in files.find(root, detail=True).items():
+        told = b64decode(about["md5Hash"]).hex() if "md5Hash" in about else about.get("ETag", "").strip('"')
+        if re.fullmatch("[0-9a-f]{32}", told):
+            sizes[path], found[path] = about["size"], told
+    if found:
+        smallest = min(found, key=sizes.__getitem__)
+        if hashlib.md5(files.cat_file(smallest), usedforsecurity=False).hexdigest() != found[smallest]:
+            return {}
+    return {path.removeprefix(f"{root}/"): told for path, told in found.items()}
 
 
 @cache

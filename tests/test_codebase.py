@@ -33,7 +33,7 @@ COMMANDS = (
 
 # The layers, from the bottom: a module imports from its own layer and from those below it.
 LAYERS = (
-    ("types", "config", "storage", "cli"),
+    ("types", "config", "orbax_s3", "storage", "cli"),
     ("models", "tokenizer", "languages", "tasks"),
     ("advantages", "credit", "losses", "optimizer", "processes", "sharding", "metrics", "records"),
     ("analysis",),
@@ -46,8 +46,8 @@ LAYERS = (
 ONLY_IN = {
     "transformers": {"tokenizer.py", "models/hf.py"},
     "grain": {"data.py"},
-    "orbax": {"checkpoint.py"},
-    "fsspec": {"storage.py"},
+    "orbax": {"checkpoint.py", "orbax_s3.py"},
+    "fsspec": {"storage.py", "orbax_s3.py"},
     "etils": {"storage.py"},
     "math_verify": {"rewards/verifier_worker.py"},
     "sympy": set(),

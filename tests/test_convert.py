@@ -89,7 +89,7 @@ def test_files_are_those_that_the_library_writes(folder, tmp_path, dtype):
 def test_an_export_holds_one_parameter_at_a_time_and_reads_each_file_once_for_its_digest(folder, tmp_path, monkeypatch):
     convert.main(["from-hf", str(folder), str(tmp_path / "run")])
     digested, digest = [], checkpoint._digest
-    monkeypatch.setattr(checkpoint, "_digest", lambda path: digested.append(path) or digest(path))
+    monkeypatch.setattr(checkpoint, "_digest", lambda path, kind: digested.append(path) or digest(path, kind))
     alive = bytes_alive(monkeypatch)
     convert.main(["to-hf", str(tmp_path / "run"), str(tmp_path / "out")])
     sizes = [leaf.nbytes for leaf in jax.tree.leaves(make_params(0))]
