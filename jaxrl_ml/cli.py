@@ -161,7 +161,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     try:
         status = main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {storage.with_addresses(str(error))}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         status = 130

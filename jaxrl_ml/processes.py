@@ -29,6 +29,7 @@ from jax._src import distributed
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxrl_ml import storage
 from jaxrl_ml.config import DistributedConfig
 from jaxrl_ml.types import UserError
 
@@ -231,7 +232,7 @@ def farewell(error: BaseException) -> str:
     """What one of several processes says of the error that ends it."""
     me = f"process {jax.process_index()} of {jax.process_count()}"
     if isinstance(error, UserError):
-        return f"error: {error} ({me})"
+        return f"error: {storage.with_addresses(str(error))} ({me})"
     if isinstance(error, jax.errors.JaxRuntimeError) and _OF_A_PEER.search(str(error)):
         return f"error: {me} stops: it lost another ({_first_line(error)}); {_REMEDY}"
     return "".join(traceback.format_exception(error)) + f"error: {me} failed"

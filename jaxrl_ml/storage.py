@@ -16,7 +16,6 @@ import re
 import shutil
 import tempfile
 from base64 import b64decode
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 _URL = re.compile(r"(gs|s3):/+(?=[^/])")  # pathlib makes one slash of two
 _PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
 _EXTRAS = {"gs": "gcs", "s3": "s3"}
+_copies: dict[str, _Copy] = {}
 KEPT_BY_ORBAX = ("checkpoints", "reference", "base")
 
 
@@ -107,9 +107,17 @@ def md5s(folder: AnyPath) -> dict[str, str]:
     return {path.removeprefix(f"{root}/"): told for path, told in found.items()}
 
 
-@cache
+def with_addresses(text: str) -> str:
+    """A message as the user knows the places in it: buckets for their copies on local disk."""
+    for copy in _copies.values():
+        text = text.replace(str(copy.folder), copy.url)
+    return text
+
+
 def _copy(url: str) -> _Copy:
-    return _Copy(url)
+    if url not in _copies:
+        _copies[url] = _Copy(url)
+    return _copies[url]
 
 
 class _Copy:

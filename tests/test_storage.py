@@ -26,7 +26,7 @@ from pyarrow import parquet
 from test_checkpoint import ONE, make_state
 from test_train import CONFIG
 
-from jaxrl_ml import checkpoint, orbax_s3, storage
+from jaxrl_ml import checkpoint, cli, orbax_s3, pretrained, storage
 from jaxrl_ml.checkpoint import Checkpoints, load_reference, save_reference, shapes_of
 from jaxrl_ml.config import CheckpointConfig
 from jaxrl_ml.tasks import files
@@ -41,9 +41,8 @@ def memory(monkeypatch):
     there = fsspec.filesystem("memory")
     monkeypatch.setattr(storage, "_file_system", lambda url: (there, "/" + url.split("://")[1]))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-    storage._copy.cache_clear()
+    monkeypatch.setattr(storage, "_copies", {})
     yield there
-    storage._copy.cache_clear()
     there.store.clear()
 
 
@@ -94,6 +93,17 @@ def test_a_copy_has_all_but_what_orbax_keeps_and_pushes_what_changed(memory):
         "metrics.jsonl": b"1\n2\n",
         "checkpoints/1/params/d": b"large",
     }
+
+
+def test_an_error_in_a_copy_names_the_bucket(memory, capsys):
+    memory.pipe_file(f"/{NAME}/run/model.json", b"{")
+
+    def read() -> None:
+        pretrained.read_model_config(f"gs://{NAME}/run")
+
+    with pytest.raises(SystemExit, match="2"):
+        cli.run_command(read)
+    assert capsys.readouterr().err.startswith(f"error: gs://{NAME}/run/model.json cannot be read (")
 
 
 def test_a_bucket_that_cannot_be_reached_is_one_line(memory, monkeypatch):
