@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -221,19 +221,43 @@ def _build(
     detector = Detector(stage.language.languages)
     detector([])  # an unknown code fails before anything is sampled
 
-    if teacher is not None:
+    tallies, main_process = {code: Tally(per_language) for code in codes}, True
+    if teacher is None:
+        for code, tally in tallies.items():
+            _collect(stage, detector, code, templates(stage.task, code, tags[code], count), tally)
+    else:
+        from jaxrl_ml import processes
         from jaxrl_ml.evaluate import StoredModel
 
-        model = Teacher(StoredModel(teacher, settings, step), stage, codes)
-    tallies = {code: Tally(per_language) for code in codes}
-    for code, tally in tallies.items():
-        batches = templates(stage.task, code, tags[code], count) if teacher is None else model.drafts(code, tags[code], count)
-        for drafts in batches:
-            sift(stage, detector, code, drafts, tally)
-            print(f"{code}: {len(tally.rows):,} of {per_language:,} from {tally.sampled:,} drafts", flush=True)
-            if not tally.missing:
-                break
+        with processes.together(settings.distributed) as main_process:
+            model = Teacher(StoredModel(teacher, settings, step, main_process), stage, codes)
+            for code, tally in tallies.items():
+                drafts = model.drafts(code, tags[code], count)
+                _collect(stage, detector, code, drafts, tally, main_process, lambda missing: processes.gather(missing)[0])
+    if main_process:
+        _write(tallies, count, out)
 
+
+def _collect(
+    stage: GRPOStage,
+    detector: Detector,
+    code: str,
+    batches: Iterator[list[Draft]],
+    tally: Tally,
+    main_process: bool = True,
+    of_main: Callable[[int], int] = int,
+) -> None:
+    """Takes batches of drafts until the tally is full. The main process keeps it; `of_main` gives the others its number."""
+    for drafts in batches:
+        if main_process:
+            sift(stage, detector, code, drafts, tally)
+            print(f"{code}: {len(tally.rows):,} of {tally.quota:,} from {tally.sampled:,} drafts", flush=True)
+        if not of_main(tally.missing):
+            break
+
+
+def _write(tallies: Mapping[str, Tally], count: int, out: Path) -> None:
+    """The traces, and what became of the drafts of each language; raises UserError where there is none to write."""
     Console(highlight=False).print(tally_table(tallies))
     rows = [row for tally in tallies.values() for row in tally.rows.values()]
     require(

@@ -10,6 +10,7 @@ training run that is given a Hugging Face folder as `init_from` reads it straigh
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -148,4 +149,5 @@ def _describe(model: Transformer) -> str:
 
 
 if __name__ == "__main__":
+    os.environ["JAX_PLATFORMS"] = "cpu"  # an accelerator may be another's, which trains
     run_command(main)

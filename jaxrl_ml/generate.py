@@ -182,9 +182,12 @@ def _generate(
         raise UserError(f"--max-new-tokens {max_new_tokens} must be at least 1")
     if not 0 <= seed < 2**32:
         raise UserError(f"--seed {seed} must be in 0..{2**32 - 1}")
+    from jaxrl_ml.processes import require_alone
+
     sampling = SamplingConfig(
         max_completion_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, stop=stop
     )
+    require_alone("generate")
     text = sys.stdin.read() if prompt == "-" else prompt
     programs, weights, tokenizer = load_model(source, step, tensor)
     ids = prompt_ids(tokenizer, text, system, chat)

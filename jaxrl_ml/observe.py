@@ -23,6 +23,7 @@ from rich.table import Table
 
 from jaxrl_ml import storage
 from jaxrl_ml.cli import first_difference, load, resolved, run_command
+from jaxrl_ml.config import Config
 from jaxrl_ml.evaluate import StoredModel, write_result
 from jaxrl_ml.metrics import plain, visible
 from jaxrl_ml.types import UserError
@@ -60,28 +61,45 @@ def _observe(
         if names.count(name) > 1:
             raise UserError(f"two models are called {name}: results are kept by the folder's name, so rename one")
     place = storage.at(settings.run_dir if out is None else out)
-    out = storage.local(place)
+    from jaxrl_ml import processes
+
     cells = {}
-    for source, name in zip(models, names, strict=True):
-        asked = {
-            evaluation.name: {"source": str(source.resolve()), "seed": settings.seed, "evaluation": plain(resolved(evaluation))}
-            for evaluation in settings.evaluations
-        }
-        paths = {evaluation: out / name / "evaluations" / f"{evaluation}.json" for evaluation in asked}
-        found = {evaluation: _finished(path, asked[evaluation]) for evaluation, path in paths.items()}
-        missing = [evaluation for evaluation in settings.evaluations if found[evaluation.name] is None]
-        if missing:
-            model = StoredModel(source, settings)
-            for evaluation, result in zip(missing, model.run(missing), strict=True):
-                write_result(paths[evaluation.name], result, {**asked[evaluation.name], "step": model.step})
-                found[evaluation.name] = result.metrics
+    with processes.together(settings.distributed) as main_process:
+        for source, name in zip(models, names, strict=True):
+            found = _observe_model(source, place / name, settings, main_process)
+            cells |= {(name, evaluation): metrics for evaluation, metrics in found.items()}
+    if main_process:
+        _write_csv(storage.local(place) / "results.csv", cells)
+        storage.push(place)
+        Console(highlight=False, markup=False).print(_table(cells))
+        print(f"wrote {place / 'results.csv'}")
+
+
+def _observe_model(
+    source: storage.AnyPath, place: storage.AnyPath, settings: Config, main_process: bool
+) -> dict[str, Mapping[str, float]]:
+    """The metrics of a model's cells: those in `place`, which the main process reads, and those that were missing there."""
+    from jaxrl_ml import processes
+
+    asked = {
+        evaluation.name: {"source": str(source.resolve()), "seed": settings.seed, "evaluation": plain(resolved(evaluation))}
+        for evaluation in settings.evaluations
+    }
+    folder = storage.local(place)
+    paths = {evaluation: folder / "evaluations" / f"{evaluation}.json" for evaluation in asked}
+    there = {name: _finished(path, asked[name]) for name, path in paths.items()} if main_process else {}
+    found = processes.gather(there)[0]
+    missing = [evaluation for evaluation in settings.evaluations if found[evaluation.name] is None]
+    if missing:
+        model = StoredModel(source, settings, writes=main_process)
+        for evaluation, result in zip(missing, model.run(missing), strict=True):
+            found[evaluation.name] = result.metrics
+            if model.writes:
+                path = paths[evaluation.name]
+                write_result(path, result, {**asked[evaluation.name], "step": model.step})
                 storage.push(place)
-                print(f"wrote {place / paths[evaluation.name].relative_to(out)}", flush=True)
-        cells |= {(name, evaluation): metrics for evaluation, metrics in found.items()}
-    _write_csv(out / "results.csv", cells)
-    storage.push(place)
-    Console(highlight=False, markup=False).print(_table(cells))
-    print(f"wrote {place / 'results.csv'}")
+                print(f"wrote {place / path.relative_to(folder)}", flush=True)
+    return found
 
 
 def _finished(path: Path, asked: Mapping[str, Any]) -> dict[str, float] | None:

@@ -31,7 +31,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxrl_ml import storage
 from jaxrl_ml.config import DistributedConfig
-from jaxrl_ml.types import UserError
+from jaxrl_ml.types import UserError, require
 
 _ARRAY = "__array__"
 _BEAT_S = 1.0
@@ -165,6 +165,12 @@ def arguments_of(config: DistributedConfig, environment: Mapping[str, str]) -> d
     hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES", "")
     slices = int(environment.get("MEGASCALE_NUM_SLICES") or 1)
     return {} if config.detect or "," in hosts or slices > 1 else None
+
+
+def require_alone(command: str, environment: Mapping[str, str] = os.environ) -> None:
+    """Raises UserError where several processes were started for a command that is for one."""
+    alone = arguments_of(DistributedConfig(), environment) is None
+    require(alone, f"{command} is for one process, and SLURM or the TPU slice here has several; run it on one host")
 
 
 def gather(value: Any) -> list[Any]:

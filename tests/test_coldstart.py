@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from test_processes import launch, statuses
 
 from jaxrl_ml import coldstart
 from jaxrl_ml.checkpoint import Checkpoints
@@ -206,6 +207,17 @@ def test_a_teacher_thinks_in_every_language(teacher: Path, tmp_path: Path, monke
     again = tmp_path / "again.jsonl"
     coldstart.main([str(tmp_path / "config.py"), str(again), *arguments])
     assert again.read_bytes() == out.read_bytes()
+
+
+@pytest.mark.slow
+def test_processes_think_as_one(teacher: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.py").write_text(TEACHER_CONFIG)
+    arguments = ["--teacher", str(teacher), "--languages", "en", "de", "--per-language", "3", "--problems", "16"]
+    coldstart.main([str(tmp_path / "config.py"), str(tmp_path / "alone.jsonl"), *arguments])
+    (tmp_path / "both.py").write_text(TEACHER_CONFIG.replace("data=2, fsdp=2", "data=1, fsdp=2"))  # of two devices each
+    command = ("-m", "jaxrl_ml.coldstart", str(tmp_path / "both.py"), str(tmp_path / "both.jsonl"), *arguments)
+    assert statuses(launch(tmp_path, 2, *command, slurm=True)) == [0, 0]
+    assert (tmp_path / "both.jsonl").read_bytes() == (tmp_path / "alone.jsonl").read_bytes()
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +58,13 @@ def test_there_and_back_again(folder, tmp_path, capsys):
     tokenizer = Tokenizer.from_folder(back)
     assert tokenizer.encode_prompts([[{"role": "user", "content": "1+2"}]]) == tokenizer.encode(["1+2"])
     assert tokenizer.stop_ids == Tokenizer.from_folder(folder).stop_ids
+
+
+def test_the_command_leaves_accelerators_to_others(folder, tmp_path):
+    command = [sys.executable, "-m", "jaxrl_ml.convert", "from-hf", str(folder), str(tmp_path / "run")]
+    environment = {**os.environ, "JAX_PLATFORMS": "tpu"}  # which is not there: jax would fail
+    done = subprocess.run(command, env=environment, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_any_step_in_either_precision(folder, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from test_processes import launch, statuses
 
 from jaxrl_ml import analyze, evaluate, observe
 from jaxrl_ml.config import ComputeConfig, MeshConfig, ModelConfig
@@ -84,6 +85,21 @@ def test_a_stopped_study_goes_on_and_does_no_cell_twice(study: list[str], tmp_pa
     alone = json.loads((tmp_path / "after" / "evaluations" / "sums-de.json").read_text())
     cell = json.loads((tmp_path / "out" / "after" / "evaluations" / "sums-de.json").read_text())
     assert cell["records"] == alone["records"] and found["after", "sums-de"] == alone["metrics"]["accuracy"]
+
+
+@pytest.mark.slow
+def test_processes_observe_as_one_and_the_main_one_tells_what_is_missing(study: list[str], tmp_path: Path) -> None:
+    observe.main(study)
+    alone, out = (tmp_path / "out" / "results.csv").read_text(), tmp_path / "both"
+    command = ("-m", "jaxrl_ml.observe", *study[:3], "--out", str(out))
+    assert statuses(launch(tmp_path, 2, *command, slurm=True)) == [0, 0]
+    assert (out / "results.csv").read_text() == alone
+    cell = out / "after" / "evaluations" / "sums-de.json"
+    found = cell.read_text()
+    cell.unlink()
+    (out / "results.csv").unlink()
+    assert statuses(launch(tmp_path, 2, *command, slurm=True)) == [0, 0]
+    assert cell.read_text() == found and (out / "results.csv").read_text() == alone
 
 
 def test_the_analysis_reads_all_cells_of_a_model(study: list[str], tmp_path: Path, capsys) -> None:

@@ -378,6 +378,12 @@ def test_a_process_alone_raises_and_votes_at_once() -> None:
         raise ValueError("as it is")
 
 
+def test_a_command_for_one_process_is_not_started_in_several() -> None:
+    processes.require_alone("generate", {"SLURM_NTASKS": "1"})
+    with pytest.raises(UserError, match="generate is for one process, .* run it on one host"):
+        processes.require_alone("generate", {"TPU_WORKER_HOSTNAMES": "a,b"})
+
+
 def test_the_last_words_of_a_process_say_what_to_do() -> None:
     lost = jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection closed by peer [127.0.0.1]\nmore")
     words = processes.farewell(lost)
