@@ -131,26 +131,30 @@ class _Copy:
         self.folder.mkdir()
         self._files, self._root = _file_system(url)
         try:
-            for name in names_below(at(url)):
-                if name.split("/")[0] not in KEPT_BY_ORBAX:
-                    (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
-                    self._files.get_file(f"{self._root}/{name}", str(self.folder / name))
+            names = [name for name in names_below(at(url)) if name.split("/")[0] not in KEPT_BY_ORBAX]
+            for name in names:
+                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            self._files.get(*self._here_and_there(names)[::-1])
         except Exception as error:  # each bucket's package raises its own
             raise UserError(f"{url} cannot be read ({_reason(error)}); check the address and your credentials") from error
         self._there = self._seen()
 
     def push(self) -> None:
         now = self._seen()
+        changed = [name for name, stamp in now.items() if self._there.get(name) != stamp]
+        removed = [name for name in self._there if name not in now]
         try:
-            for name, stamp in now.items():
-                if self._there.get(name) != stamp:
-                    self._files.put_file(str(self.folder / name), f"{self._root}/{name}")
-                    self._there[name] = stamp
-            for name in self._there.keys() - now.keys():
-                self._files.rm_file(f"{self._root}/{name}")
-                del self._there[name]
+            if changed:
+                self._files.put(*self._here_and_there(changed))
+            if removed:
+                self._files.rm(self._here_and_there(removed)[1])
         except Exception as error:  # as above
             raise UserError(f"{self.url} cannot be written to ({_reason(error)}); check your credentials") from error
+        self._there = now
+
+    def _here_and_there(self, names: list[str]) -> tuple[list[str], list[str]]:
+        """The paths of files in the copy, and in the bucket; many of them are moved at a time."""
+        return [str(self.folder / name) for name in names], [f"{self._root}/{name}" for name in names]
 
     def _seen(self) -> dict[str, tuple[int, int]]:
         stats = {name: (self.folder / name).stat() for name in names_below(self.folder)}
