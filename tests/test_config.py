@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -42,6 +43,13 @@ MISTAKES = {
     "mesh tensor": (lambda: MeshConfig(tensor=-2), "mesh.tensor=-2", "positive"),
     "rate": (lambda: OptimizerConfig(learning_rate=0.0), "learning_rate=0.0", "positive"),
     "norm": (lambda: OptimizerConfig(max_grad_norm=0.0), "max_grad_norm=0.0", "positive"),
+    "infinite rate": (lambda: OptimizerConfig(learning_rate=math.inf), "learning_rate=inf", "finite"),
+    "eps": (lambda: OptimizerConfig(eps=0.0), "eps=0.0", "positive"),
+    "warm-up": (lambda: OptimizerConfig(warmup_steps=-5), "warmup_steps=-5", "not be negative"),
+    "final": (lambda: OptimizerConfig(final_fraction=-0.1), "final_fraction=-0.1", "not be negative"),
+    "decay": (lambda: OptimizerConfig(weight_decay=math.nan), "weight_decay=nan", "finite"),
+    "b1": (lambda: OptimizerConfig(b1=-0.1), "b1=-0.1", "[0, 1)"),
+    "b2": (lambda: OptimizerConfig(b2=1.0), "b2=1.0", "[0, 1)"),
     "prompt width": (lambda: SamplingConfig(max_prompt_tokens=0), "max_prompt_tokens=0", "at least 1"),
     "width": (lambda: SamplingConfig(max_completion_tokens=0), "max_completion_tokens=0", "at least 1"),
     "temperature": (lambda: SamplingConfig(temperature=-1.0), "temperature=-1.0", "not be negative"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,8 +27,15 @@ class OptimizerConfig:
     max_grad_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        require(self.learning_rate > 0, f"optimizer.learning_rate={self.learning_rate} must be positive")
-        require(self.max_grad_norm > 0, f"optimizer.max_grad_norm={self.max_grad_norm} must be positive")
+        for name in ("learning_rate", "eps"):
+            value = getattr(self, name)
+            require(0 < value < math.inf, f"optimizer.{name}={value} must be positive and finite")
+        for name in ("warmup_steps", "final_fraction", "weight_decay"):
+            value = getattr(self, name)
+            require(0 <= value < math.inf, f"optimizer.{name}={value} must not be negative, and finite")
+        for name in ("b1", "b2"):
+            require(0 <= getattr(self, name) < 1, f"optimizer.{name}={getattr(self, name)} must be in [0, 1)")
+        require(self.max_grad_norm > 0, f"optimizer.max_grad_norm={self.max_grad_norm} must be positive; inf does not clip")
 
 
 @dataclass(frozen=True)
