@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise, takewhile
 from typing import Any
 
+from jaxrl_ml.config.kinds import check_kinds
 from jaxrl_ml.config.model import ComputeConfig, DistributedConfig, MeshConfig, ModelConfig, RopeScaling
 from jaxrl_ml.config.stages import (
     GRPOStage,
@@ -65,6 +66,7 @@ class Evaluation:
     """Whether a training run keeps every sample, in RUN/records/NAME-STEP.parquet; on Countdown its report shows skills."""
 
     def __post_init__(self) -> None:
+        check_kinds(self, f"evaluation {self.name}")
         both = set(self.unseen_languages) & set(self.language.languages)
         require(
             not both,
@@ -96,6 +98,7 @@ class CheckpointConfig:
     """An evaluation metric such as eval/test/accuracy (higher is better); its best checkpoint is kept too."""
 
     def __post_init__(self) -> None:
+        check_kinds(self, "checkpoint")
         require(self.every_steps >= 1, f"checkpoint.every_steps={self.every_steps} must be at least 1")
         require(self.keep >= 1, f"checkpoint.keep={self.keep} must be at least 1")
 
@@ -145,6 +148,7 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         require(
             bool(self.stages or self.evaluations), "the config has neither stages nor evaluations; give at least one of either"
         )
