@@ -253,7 +253,7 @@ class Run:
         if adapter is None:
             return params
         save_reference(self.run_dir / adapter["base"], params)
-        key = jax.random.fold_in(jax.random.key(self.config.seed), 1 + self.config.stages.index(stage))
+        key = jax.random.fold_in(jax.random.key(self.config.seed), 1 + self.config.place_of(stage))
         return programs.adapt(params, stage.lora, programs.layout.put(key))
 
     def _adapter(self, stage: Stage) -> dict[str, Any] | None:

@@ -12,15 +12,18 @@ import textwrap
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jaxrl_ml import train
 from jaxrl_ml.cli import first_difference, load, load_run, resolved, run_command, write_resolved
 from jaxrl_ml.config import (
     CheckpointConfig,
+    ComputeConfig,
     Config,
     Evaluation,
     GRPOStage,
+    LoggingConfig,
     LossConfig,
     MeshConfig,
     ModelConfig,
@@ -105,6 +108,18 @@ MISTAKES = {
     "greedy pass@k": (lambda: Evaluation(None, None, samples_per_prompt=4), "samples_per_prompt=4", "use 1, or"),
     "checkpoint period": (lambda: CheckpointConfig(every_steps=0), "every_steps=0", "at least 1"),
     "checkpoint keep": (lambda: CheckpointConfig(keep=0), "keep=0", "at least 1"),
+    "best": (
+        lambda: replace(CONFIG, evaluations=(Evaluation(None, None),), checkpoint=CheckpointConfig(best_metric="eval/tset/x")),
+        "best_metric=eval/tset/x",
+        "begin with eval/test/",
+    ),
+    "best of none": (lambda: replace(CONFIG, checkpoint=CheckpointConfig(best_metric="x")), "best_metric=x", "eval/NAME/"),
+    "sample period": (lambda: LoggingConfig(samples_every_steps=0), "samples_every_steps=0", "samples_per_log=0"),
+    "samples": (lambda: LoggingConfig(samples_per_log=-1), "samples_per_log=-1", "not be negative"),
+    "patience": (lambda: replace(CONFIG, max_nonfinite_steps=0), "max_nonfinite_steps=0", "at least 1"),
+    "negative seed": (lambda: replace(CONFIG, seed=-1), "seed=-1", "from 0 to 4294967295"),
+    "large seed": (lambda: replace(CONFIG, seed=2**32), "seed=4294967296", "from 0 to 4294967295"),
+    "logits": (lambda: ComputeConfig(logits_mib=math.inf), "logits_mib=inf", "finite"),
     "nothing": (Config, "neither stages nor evaluations", "at least one"),
     "no steps": (lambda: replace(CONFIG, stages=(replace(SFT, num_steps=0),)), "the stages have no steps", "at least one"),
     "no folder": (lambda: replace(CONFIG, run_dir=""), "run_dir=''", "must name the folder"),
@@ -322,6 +337,12 @@ def test_a_stage_may_have_an_optimizer_of_its_own():
     assert config.optimizer_of(config.stages[1]) == config.optimizer
     assert config.num_steps == 7
     assert config.stages[1].updates_per_step == 6
+
+
+def test_stages_are_told_apart_by_name_whatever_their_tasks_are():
+    tasks = [np.arange(3), np.arange(3)]  # neither equal nor not
+    config = replace(CONFIG, stages=tuple(replace(GRPO, task=task, name=f"s{i}") for i, task in enumerate(tasks)), seed=5)
+    assert [config.data_seed(stage) for stage in config.stages] == [10, 11]
 
 
 def test_a_user_error_is_one_line_and_status_two(capsys):

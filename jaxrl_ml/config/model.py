@@ -81,7 +81,7 @@ class ComputeConfig:
 
     def __post_init__(self) -> None:
         check_kinds(self, "compute")
-        require(self.logits_mib > 0, f"compute.logits_mib={self.logits_mib} must be more than 0")
+        require(0 < self.logits_mib < math.inf, f"compute.logits_mib={self.logits_mib} must be more than 0, and finite")
 
     def slice_width(self, tokens: float, size: int) -> int:
         """How many of its `size` columns of the vocabulary a device takes at a time for so many tokens."""
