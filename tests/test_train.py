@@ -280,6 +280,25 @@ def test_usage_errors_are_one_line(config_file: Path, tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ("task=[]", "a task of 0 examples"),
+        ("sampling=SamplingConfig(max_prompt_tokens=3, max_completion_tokens=8)", "over sampling.max_prompt_tokens=3"),
+        ("language=LanguageConfig('forced', ('12',), '={code}' * 4)", "no room after a language tag of 12 tokens"),
+    ],
+)
+def test_what_is_wrong_with_a_later_stage_is_told_before_the_first(
+    tmp_path: Path, one_device: None, changes: str, expected: str
+) -> None:
+    changed = f"import dataclasses\nlater = dataclasses.replace(config.stages[1], {changes})\n"
+    changed += "config = dataclasses.replace(config, stages=(config.stages[0], later), evaluations=())\n"
+    (tmp_path / "later.py").write_text(CONFIG + changed)
+    with pytest.raises(UserError, match=expected):
+        run(tmp_path / "later.py", tmp_path / "run")
+    assert records(tmp_path / "run") == [] and not list((tmp_path / "run/checkpoints").iterdir())
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # coroutines of the failed restore
 def test_a_damaged_checkpoint_is_named(
     config_file: Path, tmp_path: Path, one_device: None, monkeypatch: pytest.MonkeyPatch
