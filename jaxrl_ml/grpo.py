@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Mapping
+from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,7 +92,7 @@ class GRPO:
         table = tokenizer.stop_table(stage.sampling.stop, programs.model.config.vocab_size)
         self.stop_table = self.layout.put(table)
         self.settings = self.layout.put(settings_of(stage.sampling))
-        self.minibatches = [self.layout.put(np.int32(i)) for i in range(stage.num_minibatches)] * stage.num_epochs
+        self.minibatches = [self.layout.put(np.int32(i)) for i in range(stage.num_minibatches)]
         self._update = programs.update(stage, self.optimizer)
         self._score = programs.score(stage)
         self._idle = Idle()
@@ -106,7 +107,8 @@ class GRPO:
         batch = assemble(experience.rollout, experience.scores, stage)
         host["rollout/learned_rows"] = float(batch.loss_mask.any(1).mean())
         samples = self._sample_records(experience, batch, step)
-        if host["reward/nonfinite"] or not batch.loss_mask.any():
+        learn = learning_minibatches(batch.loss_mask, stage.num_minibatches, stage.group_size)
+        if host["reward/nonfinite"] or not learn.any():
             return state, StepReport(host, samples=samples, skipped=host["reward/nonfinite"] > 0)
         batch = self.layout.put_rows(self.layout.own_rows(batch))
         host["time/host_exposed_s"] = self._idle.ended()
@@ -116,7 +118,7 @@ class GRPO:
             reference = lora.frozen(state.params) if self.reference is None else self.reference
             batch = batch._replace(ref_logprobs=self._score(reference, batch.rollout, temperature, self.trie))
         metrics = []
-        for minibatch in self.minibatches:
+        for minibatch in list(compress(self.minibatches, learn)) * stage.num_epochs:
             state, update_metrics = self._update(state, batch, minibatch, temperature, self.trie)
             metrics.append(update_metrics)
         return state, StepReport(host, metrics, samples)
@@ -302,6 +304,14 @@ def assemble(rollout: Rollout, scores: Scores, stage: GRPOStage) -> Batch:
     if loss.overlong == "mask":
         learn = learn & ~rollout.truncated[:, None]
     return Batch(rollout, per_token * mask, mask & learn, language_values=values)
+
+
+def learning_minibatches(loss_mask: np.ndarray, num_minibatches: int, group_size: int) -> np.ndarray:
+    """Which minibatches (`update.split_prompts`) of loss_mask bool [B, C] have a token to learn from, bool [num_minibatches].
+
+    Without one there is no gradient, but the optimiser would go on by its momentum.
+    """
+    return loss_mask.any(1).reshape(-1, num_minibatches, group_size).any((0, 2))
 
 
 def _own_advantages(

@@ -34,7 +34,7 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     """
 
     def clipped(gradient: Params, _: Params | None) -> Params:
-        factor = max_norm / jnp.maximum(optax.tree.norm(gradient), max_norm)
+        factor = jnp.minimum(1.0, max_norm / optax.tree.norm(gradient))  # 1 for a norm of 0, and for max_norm=inf
         return jax.tree.map(lambda leaf: leaf * factor, gradient)
 
     return optax.stateless(clipped)

@@ -18,6 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -125,6 +126,26 @@ class Run:
         self.evaluators: dict[str, Evaluator] = {
             e.name: Evaluator(e, programs, tokenizer, render, config.seed) for e in config.evaluations
         }
+        done = max(checkpoints.steps(), default=0)
+        for stage, end in zip(config.stages, accumulate(s.num_steps for s in config.stages), strict=True):
+            if end > done and stage.num_steps:
+                self._try_out(stage)
+
+    def _try_out(self, stage: Stage) -> None:
+        """Makes a stage and its first prompts, as `_enter` will: what is wrong with them is told before anything is trained."""
+        runner = self._runner(stage)
+        try:
+            next(runner.batches)
+        finally:
+            runner.close()
+
+    def _runner(self, stage: Stage, reference: Params | None = None) -> GRPO | SFT:
+        from jaxrl_ml.grpo import GRPO
+        from jaxrl_ml.sft import SFT
+
+        if isinstance(stage, GRPOStage):
+            return GRPO(self.config, stage, self.programs, self.tokenizer, reference)
+        return SFT(self.config, stage, self.programs, self.tokenizer)
 
     def loop(self, stop: StopSignal) -> tuple[int, int]:
         """Runs what is left of the stages; returns the step reached and the signal that stopped it there, 0 for none."""
@@ -209,10 +230,9 @@ class Run:
         import numpy as np
 
         from jaxrl_ml.checkpoint import load_reference, save_reference, shapes_of
-        from jaxrl_ml.grpo import GRPO, reference_folder
+        from jaxrl_ml.grpo import reference_folder
         from jaxrl_ml.models import lora
         from jaxrl_ml.optimizer import carry_moments
-        from jaxrl_ml.sft import SFT
 
         kept = {s.name: self.config.reference_stage(s) for s in self.config.stages if self._keeps_reference(s)}
         if fresh and any(stage is start for start in kept.values()):
@@ -221,10 +241,7 @@ class Run:
         if stage.name in kept:
             folder = reference_folder(self.run_dir, kept[stage.name])
             reference = load_reference(folder, shapes_of(lora.frozen(state.params)))
-        if isinstance(stage, GRPOStage):
-            runner: GRPO | SFT = GRPO(self.config, stage, self.programs, self.tokenizer, reference)
-        else:
-            runner = SFT(self.config, stage, self.programs, self.tokenizer)
+        runner = self._runner(stage, reference)
         if not fresh:
             runner.batches.set_state(progress["data"])
             return runner, state
@@ -253,7 +270,7 @@ class Run:
         if adapter is None:
             return params
         save_reference(self.run_dir / adapter["base"], params)
-        key = jax.random.fold_in(jax.random.key(self.config.seed), 1 + self.config.stages.index(stage))
+        key = jax.random.fold_in(jax.random.key(self.config.seed), 1 + self.config.place_of(stage))
         return programs.adapt(params, stage.lora, programs.layout.put(key))
 
     def _adapter(self, stage: Stage) -> dict[str, Any] | None:

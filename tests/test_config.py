@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -11,15 +12,18 @@ import textwrap
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jaxrl_ml import train
 from jaxrl_ml.cli import first_difference, load, load_run, resolved, run_command, write_resolved
 from jaxrl_ml.config import (
     CheckpointConfig,
+    ComputeConfig,
     Config,
     Evaluation,
     GRPOStage,
+    LoggingConfig,
     LossConfig,
     MeshConfig,
     ModelConfig,
@@ -42,6 +46,13 @@ MISTAKES = {
     "mesh tensor": (lambda: MeshConfig(tensor=-2), "mesh.tensor=-2", "positive"),
     "rate": (lambda: OptimizerConfig(learning_rate=0.0), "learning_rate=0.0", "positive"),
     "norm": (lambda: OptimizerConfig(max_grad_norm=0.0), "max_grad_norm=0.0", "positive"),
+    "infinite rate": (lambda: OptimizerConfig(learning_rate=math.inf), "learning_rate=inf", "finite"),
+    "eps": (lambda: OptimizerConfig(eps=0.0), "eps=0.0", "positive"),
+    "warm-up": (lambda: OptimizerConfig(warmup_steps=-5), "warmup_steps=-5", "not be negative"),
+    "final": (lambda: OptimizerConfig(final_fraction=-0.1), "final_fraction=-0.1", "not be negative"),
+    "decay": (lambda: OptimizerConfig(weight_decay=math.nan), "weight_decay=nan", "finite"),
+    "b1": (lambda: OptimizerConfig(b1=-0.1), "b1=-0.1", "[0, 1)"),
+    "b2": (lambda: OptimizerConfig(b2=1.0), "b2=1.0", "[0, 1)"),
     "prompt width": (lambda: SamplingConfig(max_prompt_tokens=0), "max_prompt_tokens=0", "at least 1"),
     "width": (lambda: SamplingConfig(max_completion_tokens=0), "max_completion_tokens=0", "at least 1"),
     "temperature": (lambda: SamplingConfig(temperature=-1.0), "temperature=-1.0", "not be negative"),
@@ -83,10 +94,32 @@ MISTAKES = {
         "overlong_tokens=65",
         "max_completion_tokens=64",
     ),
+    "no such choice": (lambda: LossConfig(filter="dropp"), "loss.filter='dropp'", "one of none, drop, resample"),
+    "text for texts": (lambda: SamplingConfig(stop="</answer>"), "sampling.stop='</answer>'", "a tuple (of a text)"),
+    "no comma": (
+        lambda: replace(CONFIG, stages=replace(GRPO, task=["\n"] * 9_000)),
+        "stages=GRPOStage(",
+        "one item alone is written (item,)",
+    ),
+    "half a step": (lambda: replace(GRPO, num_steps=2.5), "grpo.num_steps=2.5", "a whole number"),
+    "number as text": (lambda: OptimizerConfig(learning_rate="1e-6"), "learning_rate='1e-6'", "a number"),
+    "truth as number": (lambda: replace(CONFIG, seed=True), "seed=True", "a whole number"),
     "evaluation size": (lambda: Evaluation(None, None, num_prompts=0), "num_prompts=0", "at least 1"),
     "greedy pass@k": (lambda: Evaluation(None, None, samples_per_prompt=4), "samples_per_prompt=4", "use 1, or"),
     "checkpoint period": (lambda: CheckpointConfig(every_steps=0), "every_steps=0", "at least 1"),
     "checkpoint keep": (lambda: CheckpointConfig(keep=0), "keep=0", "at least 1"),
+    "best": (
+        lambda: replace(CONFIG, evaluations=(Evaluation(None, None),), checkpoint=CheckpointConfig(best_metric="eval/tset/x")),
+        "best_metric=eval/tset/x",
+        "begin with eval/test/",
+    ),
+    "best of none": (lambda: replace(CONFIG, checkpoint=CheckpointConfig(best_metric="x")), "best_metric=x", "eval/NAME/"),
+    "sample period": (lambda: LoggingConfig(samples_every_steps=0), "samples_every_steps=0", "samples_per_log=0"),
+    "samples": (lambda: LoggingConfig(samples_per_log=-1), "samples_per_log=-1", "not be negative"),
+    "patience": (lambda: replace(CONFIG, max_nonfinite_steps=0), "max_nonfinite_steps=0", "at least 1"),
+    "negative seed": (lambda: replace(CONFIG, seed=-1), "seed=-1", "from 0 to 4294967295"),
+    "large seed": (lambda: replace(CONFIG, seed=2**32), "seed=4294967296", "from 0 to 4294967295"),
+    "logits": (lambda: ComputeConfig(logits_mib=math.inf), "logits_mib=inf", "finite"),
     "nothing": (Config, "neither stages nor evaluations", "at least one"),
     "no steps": (lambda: replace(CONFIG, stages=(replace(SFT, num_steps=0),)), "the stages have no steps", "at least one"),
     "no folder": (lambda: replace(CONFIG, run_dir=""), "run_dir=''", "must name the folder"),
@@ -105,7 +138,7 @@ def test_a_mistake_names_its_value_and_the_remedy(name):
     with pytest.raises(UserError) as error:
         build()
     text = str(error.value)
-    assert value in text and remedy in text and "\n" not in text
+    assert value in text and remedy in text and "\n" not in text and len(text) < 250
 
 
 CONFIG_FILE = textwrap.dedent(
@@ -304,6 +337,12 @@ def test_a_stage_may_have_an_optimizer_of_its_own():
     assert config.optimizer_of(config.stages[1]) == config.optimizer
     assert config.num_steps == 7
     assert config.stages[1].updates_per_step == 6
+
+
+def test_stages_are_told_apart_by_name_whatever_their_tasks_are():
+    tasks = [np.arange(3), np.arange(3)]  # neither equal nor not
+    config = replace(CONFIG, stages=tuple(replace(GRPO, task=task, name=f"s{i}") for i, task in enumerate(tasks)), seed=5)
+    assert [config.data_seed(stage) for stage in config.stages] == [10, 11]
 
 
 def test_a_user_error_is_one_line_and_status_two(capsys):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ import optax
 import pytest
 
 from jaxrl_ml.config import OptimizerConfig
-from jaxrl_ml.optimizer import carry_moments, learning_rate_schedule, make_optimizer
+from jaxrl_ml.optimizer import carry_moments, clip_by_global_norm, learning_rate_schedule, make_optimizer
 
 
 def rates(num_updates, **changes):
@@ -61,6 +63,15 @@ def test_gradients_are_clipped_by_their_global_norm():
 
     np.testing.assert_allclose(step(30.0, 40.0), step(0.6, 0.8), rtol=1e-4)
     np.testing.assert_allclose(np.array(step(0.06, 0.08)) * 10, step(0.6, 0.8), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("max_norm", "size", "expected"), [(math.inf, 3.0, 3.0), (1.0, 0.0, 0.0), (1.0, 0.5, 0.5), (1.0, 8.0, 1.0)]
+)
+def test_clipping_scales_what_is_too_long_and_nothing_else(max_norm, size, expected):
+    clip = clip_by_global_norm(max_norm)
+    clipped, _ = clip.update({"a": jnp.full(1, size)}, clip.init(None))
+    assert float(clipped["a"][0]) == expected
 
 
 def test_first_adam_step_is_the_learning_rate_against_the_sign():

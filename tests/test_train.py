@@ -231,6 +231,25 @@ config = replace(config, stages=(stage,), evaluations=())
     assert 0 < first["reward/correct"] == pytest.approx(first["reward/mean"])
 
 
+def test_a_minibatch_with_nothing_to_learn_from_changes_nothing(tmp_path: Path, one_device: None) -> None:
+    changed = """
+from dataclasses import replace
+def reward(texts, examples):
+    correct = np.arange(len(texts)) == 0  # one group is mixed
+    return type(countdown_reward([], []))(correct.astype(np.float32), correct)
+stage = replace(config.stages[1], reward=reward, num_steps=3, sampling=replace(small, prompts_per_chunk=0),
+                loss=LossConfig(filter="drop"), num_minibatches={}, num_epochs=1)
+config = replace(config, stages=(stage,), evaluations=(), optimizer=OptimizerConfig(learning_rate=1e-2, weight_decay=0.1))
+"""
+    for parts in (1, 2):
+        (tmp_path / f"{parts}.py").write_text(CONFIG + changed.format(parts))
+        assert run(tmp_path / f"{parts}.py", tmp_path / str(parts)) == 0
+    whole, split = (records(tmp_path / str(parts)) for parts in (1, 2))
+    assert [r["policy/ratio"] for r in split] == pytest.approx([1, 1, 1])
+    for name in ("policy/entropy", "policy/grad_norm", "rollout/length_tokens"):
+        assert [r[name] for r in split] == pytest.approx([r[name] for r in whole], rel=1e-4), name
+
+
 def test_nonfinite_rewards_stop_the_run(
     config_file: Path, tmp_path: Path, one_device: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,6 +278,25 @@ def test_usage_errors_are_one_line(config_file: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=expected) as caught:
             main(arguments)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ("task=[]", "a task of 0 examples"),
+        ("sampling=SamplingConfig(max_prompt_tokens=3, max_completion_tokens=8)", "over sampling.max_prompt_tokens=3"),
+        ("language=LanguageConfig('forced', ('12',), '={code}' * 4)", "no room after a language tag of 12 tokens"),
+    ],
+)
+def test_what_is_wrong_with_a_later_stage_is_told_before_the_first(
+    tmp_path: Path, one_device: None, changes: str, expected: str
+) -> None:
+    changed = f"import dataclasses\nlater = dataclasses.replace(config.stages[1], {changes})\n"
+    changed += "config = dataclasses.replace(config, stages=(config.stages[0], later), evaluations=())\n"
+    (tmp_path / "later.py").write_text(CONFIG + changed)
+    with pytest.raises(UserError, match=expected):
+        run(tmp_path / "later.py", tmp_path / "run")
+    assert records(tmp_path / "run") == [] and not list((tmp_path / "run/checkpoints").iterdir())
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # coroutines of the failed restore

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise, takewhile
 from typing import Any
 
+from jaxrl_ml.config.kinds import check_kinds
 from jaxrl_ml.config.model import ComputeConfig, DistributedConfig, MeshConfig, ModelConfig, RopeScaling
 from jaxrl_ml.config.stages import (
     GRPOStage,
@@ -65,6 +66,7 @@ class Evaluation:
     """Whether a training run keeps every sample, in RUN/records/NAME-STEP.parquet; on Countdown its report shows skills."""
 
     def __post_init__(self) -> None:
+        check_kinds(self, f"evaluation {self.name}")
         both = set(self.unseen_languages) & set(self.language.languages)
         require(
             not both,
@@ -96,6 +98,7 @@ class CheckpointConfig:
     """An evaluation metric such as eval/test/accuracy (higher is better); its best checkpoint is kept too."""
 
     def __post_init__(self) -> None:
+        check_kinds(self, "checkpoint")
         require(self.every_steps >= 1, f"checkpoint.every_steps={self.every_steps} must be at least 1")
         require(self.keep >= 1, f"checkpoint.keep={self.keep} must be at least 1")
 
@@ -110,6 +113,14 @@ class LoggingConfig:
     samples_every_steps: int = 10
     """How often a few rollouts go to samples.jsonl."""
     samples_per_log: int = 4
+
+    def __post_init__(self) -> None:
+        check_kinds(self, "logging")
+        require(
+            self.samples_every_steps >= 1,
+            f"logging.samples_every_steps={self.samples_every_steps} must be at least 1; samples_per_log=0 logs none",
+        )
+        require(self.samples_per_log >= 0, f"logging.samples_per_log={self.samples_per_log} must not be negative")
 
 
 @dataclass(frozen=True)
@@ -145,6 +156,7 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         require(
             bool(self.stages or self.evaluations), "the config has neither stages nor evaluations; give at least one of either"
         )
@@ -154,7 +166,9 @@ class Config:
         ):
             twice = {n for n in names if names.count(n) > 1}
             require(not twice, f"{kind} name {', '.join(sorted(twice))!r} is used twice; names must differ")
-        require(self.eval_every_steps >= 1, f"eval_every_steps={self.eval_every_steps} must be at least 1")
+        for name in ("eval_every_steps", "max_nonfinite_steps"):
+            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+        require(0 <= self.seed < 2**32, f"seed={self.seed} must be from 0 to {2**32 - 1}")
         if self.stages:
             self._check_training()
 
@@ -174,6 +188,12 @@ class Config:
         require(
             not self.add_tokens or self._live_stages[0].lora is None,
             f"add_tokens={self.add_tokens} need a first stage with lora=None: an adapter does not train the rows of new tokens",
+        )
+        best = self.checkpoint.best_metric
+        known = tuple(f"eval/{evaluation.name}/" for evaluation in self.evaluations) or ("eval/NAME/",)
+        require(
+            best is None or best.startswith(known),
+            f"checkpoint.best_metric={best} is no metric of an evaluation; they begin with {' or '.join(known)}",
         )
         for before, stage in pairwise(self._live_stages):
             require(
@@ -211,7 +231,11 @@ class Config:
 
     def data_seed(self, stage: Stage) -> int:
         """Seeds the order of the stage's examples; stages differ, so that two on one task do not see the same steps."""
-        return self.seed * len(self.stages) + self.stages.index(stage)
+        return self.seed * len(self.stages) + self.place_of(stage)
+
+    def place_of(self, stage: Stage) -> int:
+        """The stage's place, told by its name: to compare tasks may cost much, or be no question of yes or no."""
+        return [other.name for other in self.stages].index(stage.name)
 
     def optimizer_of(self, stage: Stage) -> OptimizerConfig:
         return stage.optimizer or self.optimizer

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from jaxrl_ml.config.kinds import check_kinds
 from jaxrl_ml.types import require
 
 
@@ -48,6 +49,7 @@ class ModelConfig:
         return self.family == "qwen3"
 
     def __post_init__(self) -> None:
+        check_kinds(self, "model")
         for name in ("num_layers", "embed_dim", "mlp_dim", "num_heads", "num_kv_heads", "head_dim"):
             require(getattr(self, name) >= 1, f"model.{name}={getattr(self, name)} must be at least 1")
         require(
@@ -78,7 +80,8 @@ class ComputeConfig:
     """Logits that exist at a time in score and update, MiB a device: the vocabulary is cut in slices that keep to it."""
 
     def __post_init__(self) -> None:
-        require(self.logits_mib > 0, f"compute.logits_mib={self.logits_mib} must be more than 0")
+        check_kinds(self, "compute")
+        require(0 < self.logits_mib < math.inf, f"compute.logits_mib={self.logits_mib} must be more than 0, and finite")
 
     def slice_width(self, tokens: float, size: int) -> int:
         """How many of its `size` columns of the vocabulary a device takes at a time for so many tokens."""
@@ -100,6 +103,7 @@ class DistributedConfig:
     """A process that is not heard of for so long is lost, and the others stop."""
 
     def __post_init__(self) -> None:
+        check_kinds(self, "distributed")
         given = [getattr(self, name) is not None for name in ("coordinator", "num_processes", "process_id")]
         require(
             all(given) or not any(given),
@@ -127,6 +131,7 @@ class MeshConfig:
     """Parts that a long sequence's activations are split into when learning; in sampling it adds to tensor."""
 
     def __post_init__(self) -> None:
+        check_kinds(self, "mesh")
         require(self.data == -1 or self.data >= 1, f"mesh.data={self.data}: give a positive number, or -1 for the rest")
         require(self.fsdp >= 1, f"mesh.fsdp={self.fsdp}: give a positive number")
         require(self.tensor >= 1, f"mesh.tensor={self.tensor}: give a positive number")

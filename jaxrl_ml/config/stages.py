@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from jaxrl_ml.config.kinds import check_kinds
 from jaxrl_ml.types import require
 
 
@@ -26,8 +28,16 @@ class OptimizerConfig:
     max_grad_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        require(self.learning_rate > 0, f"optimizer.learning_rate={self.learning_rate} must be positive")
-        require(self.max_grad_norm > 0, f"optimizer.max_grad_norm={self.max_grad_norm} must be positive")
+        check_kinds(self, "optimizer")
+        for name in ("learning_rate", "eps"):
+            value = getattr(self, name)
+            require(0 < value < math.inf, f"optimizer.{name}={value} must be positive and finite")
+        for name in ("warmup_steps", "final_fraction", "weight_decay"):
+            value = getattr(self, name)
+            require(0 <= value < math.inf, f"optimizer.{name}={value} must not be negative, and finite")
+        for name in ("b1", "b2"):
+            require(0 <= getattr(self, name) < 1, f"optimizer.{name}={getattr(self, name)} must be in [0, 1)")
+        require(self.max_grad_norm > 0, f"optimizer.max_grad_norm={self.max_grad_norm} must be positive; inf does not clip")
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,7 @@ class SamplingConfig:
     """Prompts sampled at a time, so that scoring overlaps with sampling; 0: all of the step's."""
 
     def __post_init__(self) -> None:
+        check_kinds(self, "sampling")
         require(self.max_prompt_tokens >= 1, f"sampling.max_prompt_tokens={self.max_prompt_tokens} must be at least 1")
         require(
             self.max_completion_tokens >= 1,
@@ -80,6 +91,7 @@ class LanguageConfig:
     """What a completion in a language starts with: one text with {code} in it, or one text a language."""
 
     def __post_init__(self) -> None:
+        check_kinds(self, "language")
         on = self.mode != "off"
         require(on or not self.languages, f"language.languages={self.languages} need language.mode free, constrained or forced")
         require(not on or bool(self.languages), f"language.mode={self.mode} needs language.languages, such as ('en', 'de')")
@@ -137,6 +149,7 @@ class LossConfig:
     overlong_tokens: int = 0
 
     def __post_init__(self) -> None:
+        check_kinds(self, "loss")
         require(0 < self.clip_low <= 1, f"loss.clip_low={self.clip_low} must be in (0, 1]; 1 is no lower bound")
         for name in ("language_coef", "language_shrinkage"):
             require(getattr(self, name) >= 0, f"loss.{name}={getattr(self, name)} must not be negative")
@@ -170,6 +183,7 @@ class LoRAConfig:
     """The matrices are W + alpha / rank · A·B."""
 
     def __post_init__(self) -> None:
+        check_kinds(self, "lora")
         require(self.rank >= 1, f"lora.rank={self.rank} must be at least 1; lora=None trains all weights")
         require(self.alpha > 0, f"lora.alpha={self.alpha} must be positive")
 
@@ -194,6 +208,7 @@ class SFTStage:
     """Carry the moments over from the stage before instead of starting afresh."""
 
     def __post_init__(self) -> None:
+        check_kinds(self, str(self.name))
         require(self.num_steps >= 0, f"{self.name}.num_steps={self.num_steps} must not be negative; 0 leaves the stage out")
         for name in ("batch_size", "sequence_length", "num_microbatches"):
             require(getattr(self, name) >= 1, f"{self.name}.{name}={getattr(self, name)} must be at least 1")
@@ -230,6 +245,7 @@ class GRPOStage:
     """Carry the moments over from the stage before instead of starting afresh."""
 
     def __post_init__(self) -> None:
+        check_kinds(self, str(self.name))
         n = self.name
         require(self.num_steps >= 0, f"{n}.num_steps={self.num_steps} must not be negative; 0 leaves the stage out")
         for name in ("prompts_per_step", "num_minibatches", "num_epochs", "num_microbatches"):
