@@ -128,7 +128,18 @@ def test_fields_are_checked(tmp_path, method, value, message):
         getattr(row, method)("q")
 
 
-@pytest.mark.parametrize(("value", "text"), [(7, "7"), (7.0, "7"), (-0.5, "-0.5"), (" 1/2 ", "1/2"), (10**30, "1" + "0" * 30)])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (7, "7"),
+        (7.0, "7"),
+        (-0.5, "-0.5"),
+        (" 1/2 ", "1/2"),
+        (10**30, "1" + "0" * 30),
+        (1e-5, "0.00001"),
+        (-2.5e-7, "-0.00000025"),
+    ],
+)
 def test_scalars_become_text(tmp_path, value, text):
     assert read(write(tmp_path, "a.json", json.dumps([{"q": value}])))[0][0].scalar("q") == text
 

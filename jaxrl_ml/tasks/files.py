@@ -17,6 +17,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,13 +72,16 @@ class Row:
         return value.strip()
 
     def scalar(self, column: str) -> str:
-        """The text or number in a column, as text; a whole float, as a column with gaps has them, loses its `.0`."""
+        """The text or number in a column, as text; a whole float, as a column with gaps has them, loses its `.0`.
+
+        No float has an exponent: `1e-05` is no number to a verifier, 0.00001 is.
+        """
         value = self.value(column)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return self.text(column)
         if not math.isfinite(value):
             raise self.wrong(f"{column}={value} must be text or a finite number")
-        return str(int(value) if value == int(value) else value)
+        return str(int(value)) if value == int(value) else f"{Decimal(str(value)):f}"
 
 
 @dataclass(frozen=True)
