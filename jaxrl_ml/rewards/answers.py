@@ -15,6 +15,7 @@ with these departures, all of them towards how numbers are written outside Engli
 5. `1 1/2` is a mixed number (math-verify reads 1).
 6. A full stop or `**` around the answer, a currency sign, and units such as `km/h`, `cm^2`, `dollars`, `часов` or `個`
    (`units.py`) are dropped.
+7. In brackets `;` parts numbers as `,` does: `[1,5; 2)` is from 1.5 to 2 (of intervals math-verify knows `,` alone).
 
 The text is hostile: no step costs more than its length, and numbers are computed with only when they are short.
 """
@@ -163,7 +164,16 @@ def judge(gold: str, answer: str) -> bool | tuple[str, str]:
             return golden == given
         case (str(), Number()) | (Number(), str()):
             return False
-    return gold, answer
+    return _with_commas(gold), _with_commas(answer)
+
+
+def _with_commas(text: str) -> str:
+    """The text with `,` for each `;` in brackets; where there are such, the commas within a number are decimal ones."""
+
+    def replaced(inner: re.Match[str]) -> str:
+        return _INNER_COMMA.sub(".", inner[0]).replace(";", ",") if ";" in inner[0] else inner[0]
+
+    return _BRACKETED.sub(replaced, text) if ";" in text else text
 
 
 def _balances(text: str) -> bool:
@@ -200,6 +210,8 @@ _TIDY = tuple(
     )
 )
 _ASSIGNMENT = re.compile(r"^[a-zA-Z]\s?=(?!.*=)")  # `x = 3` is 3, where the gold answer is a number
+_BRACKETED = re.compile(r"(?<=[(\[])[^()\[\]]*+(?=[)\]])")
+_INNER_COMMA = re.compile(r"(?<=\d),(?=\d)")
 _CHOICE = re.compile(r"\s*\(?\s*([A-Da-d])\s*\)?\s*")
 _UNITS, _LEADING = {None, *UNITS}, {None, *LEADING}
 _WORD = r"[^\x00-\x21\x23-\x40\[-`{-~]+"  # ASCII letters, all beyond ASCII, and the quotes of Hebrew abbreviations
