@@ -294,6 +294,14 @@ def test_folders_without_a_usable_tokenizer_are_refused(tmp_path):
     settings_file = tmp_path / "tokenizer_config.json"
     without = {key: value for key, value in json.loads(settings_file.read_text()).items() if key != "eos_token"}
     settings_file.write_text(json.dumps(without))
+    for text, message in (
+        ('{"eos_token_id": "</s>"}', "eos_token_id='</s>' must be an id"),
+        ('{"eos_token_id": [1, -1]}', "must be an id"),
+        ("[1]", "generation_config.json is not a valid JSON object"),
+    ):
+        (tmp_path / "generation_config.json").write_text(text)
+        with pytest.raises(UserError, match=message):
+            Tokenizer.from_folder(tmp_path)
     (tmp_path / "generation_config.json").unlink()
     with pytest.raises(UserError, match="no end-of-sequence token"):
         Tokenizer.from_folder(tmp_path)
