@@ -160,6 +160,11 @@ class Tokenizer:
         try:
             return self._hf(texts, add_special_tokens=special, return_attention_mask=False)["input_ids"]
         except Exception as error:  # the Rust side raises plain Exception
+            if half := next(filter(None, map(re.compile("[\ud800-\udfff]").search, texts)), None):
+                place = f"at position {half.start()} of {half.string[:60]!r}"
+                raise UserError(
+                    f"{half[0]!r} {place} is half of a character, which no tokenizer can encode; mend it"
+                ) from error
             if "[UNK]" not in str(error):
                 raise
             raise UserError(self._unknown(texts)) from error

@@ -130,6 +130,12 @@ def test_a_character_outside_the_vocabulary_is_named(text, named):
         assert "\n" not in str(caught.value)
 
 
+def test_half_of_a_character_is_named():
+    for encode in (small().encode, small().encode_prompts):
+        with pytest.raises(UserError, match=r"'\\ud83d' at position 1 of '1\\ud83d2' is half of a character"):
+            encode(["12", "1\ud83d2"])
+
+
 @pytest.mark.parametrize("tokens", [["a", ""], ["a", "a"], ["<eos>"], ["<pad>"], ["<unused7>"]])
 def test_reserved_and_repeated_tokens_are_refused(tokens):
     with pytest.raises(UserError, match="empty, repeated or reserved"):
