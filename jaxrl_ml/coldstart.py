@@ -12,8 +12,9 @@ The teacher is made to think in a language by the words that its thinking starts
 3. its thinking is detected to be in the language: what the teacher wrote, that is, without the opening.
 
 Every language has the same problems in the same order, and at most one trace a problem, the first that is good, until it has
-its quota: so none is filled with the easiest problems. Source: ExpLang's cold start (arXiv 2602.21887), verified traces of a
-teacher, about 500 a language; its prefixes are not published, ours are in OPENINGS.
+its quota: so none is filled with the easiest problems. Ctrl-C ends it early and writes what was kept by then. Source: ExpLang's
+cold start (arXiv 2602.21887), verified traces of a teacher, about 500 a language; its prefixes are not published, ours are in
+OPENINGS.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import json
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -30,6 +32,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from jaxrl_ml import storage
 from jaxrl_ml.cli import load, resolved, run_command
 from jaxrl_ml.config import Config, Evaluation, GRPOStage, LanguageConfig
 from jaxrl_ml.languages.detect import Detector
@@ -162,7 +165,6 @@ def sift(stage: GRPOStage, detector: Detector, code: str, drafts: Sequence[Draft
 
 def write_jsonl(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
     """Writes rows as JSON in UTF-8, one a line; the file appears when it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     # A lone surrogate, of which a model's text may have some, is spelled out: \\udxxx, which is also how JSON escapes it.
     with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
@@ -216,6 +218,7 @@ def _build(
         teacher is not None or "numbers" in stage.task[0].fields,
         f"there are templates for Countdown alone, and stage {stage.name} has other problems; name a model with --teacher",
     )
+    _make_room(out)
     count = min(10 * per_language if problems is None else problems, len(stage.task))
     tags = dict(zip(stage.language.languages, stage.language.tags(), strict=True))
     detector = Detector(stage.language.languages)
@@ -225,14 +228,17 @@ def _build(
         from jaxrl_ml.evaluate import StoredModel
 
         model = Teacher(StoredModel(teacher, settings, step), stage, codes)
-    tallies = {code: Tally(per_language) for code in codes}
-    for code, tally in tallies.items():
-        batches = templates(stage.task, code, tags[code], count) if teacher is None else model.drafts(code, tags[code], count)
-        for drafts in batches:
-            sift(stage, detector, code, drafts, tally)
-            print(f"{code}: {len(tally.rows):,} of {per_language:,} from {tally.sampled:,} drafts", flush=True)
-            if not tally.missing:
-                break
+    tallies, stopped = {code: Tally(per_language) for code in codes}, False
+    try:
+        for code, tally in tallies.items():
+            teach = model.drafts if teacher is not None else partial(templates, stage.task)
+            for drafts in teach(code, tags[code], count):
+                sift(stage, detector, code, drafts, tally)
+                print(f"{code}: {len(tally.rows):,} of {per_language:,} from {tally.sampled:,} drafts", flush=True)
+                if not tally.missing:
+                    break
+    except KeyboardInterrupt:  # what a teacher wrote in hours is kept
+        stopped = True
 
     Console(highlight=False).print(tally_table(tallies))
     rows = [row for tally in tallies.values() for row in tally.rows.values()]
@@ -244,10 +250,22 @@ def _build(
     print(f"wrote {out}")
     short = [f"{code} lacks {tally.missing:,}" for code, tally in tallies.items() if tally.missing]
     if short:
-        print(
-            f"quotas not met after {count:,} problems: {', '.join(short)}; raise --problems, or lower --per-language",
-            file=sys.stderr,
-        )
+        when = "when it was stopped" if stopped else f"after {count:,} problems"
+        print(f"quotas not met {when}: {', '.join(short)}; raise --problems, or lower --per-language", file=sys.stderr)
+    if stopped:
+        raise KeyboardInterrupt
+
+
+def _make_room(out: Path) -> None:
+    """Makes the folder of the file to write. Raises UserError where that cannot be: before hours of sampling, not after."""
+    require(
+        not storage.is_remote(out), f"{storage.at(out)}: traces are written to local disk; give a local path, and copy them"
+    )
+    require(not out.is_dir(), f"{out} is a folder; give the path of a JSONL file to write")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error}); give another path") from error
 
 
 def _stage_of(config: Config, path: Path) -> GRPOStage:
