@@ -33,7 +33,7 @@ from jaxrl_ml.cli import run_command
 from jaxrl_ml.languages.settings import ENGLISH
 from jaxrl_ml.metrics import plain, visible
 from jaxrl_ml.report import html_page
-from jaxrl_ml.types import UserError
+from jaxrl_ml.types import UserError, require
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -374,6 +374,8 @@ def _write(out: Path, name: str, report: Any, figures: Mapping[str, Figure], con
     tables = f"<pre>{escape(console.export_text())}</pre>"
     parts = [f"<h1>{name}</h1>", *(texts[f"{stem}.svg"] for stem in figures), tables]
     texts[f"{name}.html"] = html_page(name, parts)
+    require(not storage.is_remote(out), f"--out {storage.at(out)}: what is found is written to local disk; give a local folder")
+    require(not out.exists() or out.is_dir(), f"--out {out} is a file; give a folder")
     out.mkdir(parents=True, exist_ok=True)
     for file, text in texts.items():
         temporary = out / (file + ".tmp")

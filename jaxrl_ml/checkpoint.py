@@ -185,6 +185,8 @@ class Checkpoints:
     def _existing(self, step: int | None) -> int:
         """The step (None: the best, or else the latest). Raises UserError where there is no such checkpoint."""
         step = self.best() if step is None else step
+        if step is None:
+            raise UserError(f"{self.folder.parent} has no checkpoint yet; wait for the run's first")
         if step not in self.steps():
             raise UserError(f"{self.folder.parent} has no checkpoint {step}; it has {self.steps() or 'none'}")
         return step

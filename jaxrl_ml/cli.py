@@ -80,7 +80,14 @@ def load_run(run_dir: str | Path) -> Config:
     folder = storage.local(run_dir)
     if not (folder / "config.py").is_file():
         raise UserError(f"{run_dir} is not a run folder: it has no config.py")
-    return load(folder / "config.py", json.loads((folder / "overrides.json").read_text()))
+    path = folder / "overrides.json"
+    try:
+        overrides = [str(override) for override in json.loads(path.read_text())]
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); restore it, or write [] to it for a run without overrides"
+        ) from error
+    return load(folder / "config.py", overrides)
 
 
 def resolved(config: Any) -> Any:

@@ -12,8 +12,9 @@ The teacher is made to think in a language by the words that its thinking starts
 3. its thinking is detected to be in the language: what the teacher wrote, that is, without the opening.
 
 Every language has the same problems in the same order, and at most one trace a problem, the first that is good, until it has
-its quota: so none is filled with the easiest problems. Source: ExpLang's cold start (arXiv 2602.21887), verified traces of a
-teacher, about 500 a language; its prefixes are not published, ours are in OPENINGS.
+its quota: so none is filled with the easiest problems. Ctrl-C ends it early and writes what was kept by then. Source: ExpLang's
+cold start (arXiv 2602.21887), verified traces of a teacher, about 500 a language; its prefixes are not published, ours are in
+OPENINGS.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from jaxrl_ml import storage
 from jaxrl_ml.cli import load, resolved, run_command
 from jaxrl_ml.config import Config, Evaluation, GRPOStage, LanguageConfig
 from jaxrl_ml.languages.detect import Detector
@@ -162,7 +164,6 @@ def sift(stage: GRPOStage, detector: Detector, code: str, drafts: Sequence[Draft
 
 def write_jsonl(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
     """Writes rows as JSON in UTF-8, one a line; the file appears when it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     # A lone surrogate, of which a model's text may have some, is spelled out: \\udxxx, which is also how JSON escapes it.
     with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
@@ -216,6 +217,7 @@ def _build(
         teacher is not None or "numbers" in stage.task[0].fields,
         f"there are templates for Countdown alone, and stage {stage.name} has other problems; name a model with --teacher",
     )
+    _make_room(out)
     count = min(10 * per_language if problems is None else problems, len(stage.task))
     tags = dict(zip(stage.language.languages, stage.language.tags(), strict=True))
     detector = Detector(stage.language.languages)
@@ -223,40 +225,53 @@ def _build(
 
     tallies, main_process = {code: Tally(per_language) for code in codes}, True
     if teacher is None:
-        for code, tally in tallies.items():
-            _collect(stage, detector, code, templates(stage.task, code, tags[code], count), tally)
+        stopped = _collect(stage, detector, tallies, lambda code: templates(stage.task, code, tags[code], count))
     else:
         from jaxrl_ml import processes
         from jaxrl_ml.evaluate import StoredModel
 
         with processes.together(settings.distributed) as main_process:
             model = Teacher(StoredModel(teacher, settings, step, main_process), stage, codes)
-            for code, tally in tallies.items():
-                drafts = model.drafts(code, tags[code], count)
-                _collect(stage, detector, code, drafts, tally, main_process, lambda missing: processes.gather(missing)[0])
+            stopped = _collect(
+                stage,
+                detector,
+                tallies,
+                lambda code: model.drafts(code, tags[code], count),
+                main_process,
+                lambda missing: processes.gather(missing)[0],
+            )
     if main_process:
-        _write(tallies, count, out)
+        _write(tallies, "when it was stopped" if stopped else f"after {count:,} problems", out)
+    if stopped:
+        raise KeyboardInterrupt
 
 
 def _collect(
     stage: GRPOStage,
     detector: Detector,
-    code: str,
-    batches: Iterator[list[Draft]],
-    tally: Tally,
+    tallies: Mapping[str, Tally],
+    teach: Callable[[str], Iterator[list[Draft]]],
     main_process: bool = True,
     of_main: Callable[[int], int] = int,
-) -> None:
-    """Takes batches of drafts until the tally is full. The main process keeps it; `of_main` gives the others its number."""
-    for drafts in batches:
-        if main_process:
-            sift(stage, detector, code, drafts, tally)
-            print(f"{code}: {len(tally.rows):,} of {tally.quota:,} from {tally.sampled:,} drafts", flush=True)
-        if not of_main(tally.missing):
-            break
+) -> bool:
+    """Fills the tallies, language by language, with what `teach` writes in it; returns whether it was interrupted.
+
+    The main process keeps the tallies; `of_main` gives the others its number.
+    """
+    try:
+        for code, tally in tallies.items():
+            for drafts in teach(code):
+                if main_process:
+                    sift(stage, detector, code, drafts, tally)
+                    print(f"{code}: {len(tally.rows):,} of {tally.quota:,} from {tally.sampled:,} drafts", flush=True)
+                if not of_main(tally.missing):
+                    break
+    except KeyboardInterrupt:  # what a teacher wrote in hours is kept
+        return True
+    return False
 
 
-def _write(tallies: Mapping[str, Tally], count: int, out: Path) -> None:
+def _write(tallies: Mapping[str, Tally], when: str, out: Path) -> None:
     """The traces, and what became of the drafts of each language; raises UserError where there is none to write."""
     Console(highlight=False).print(tally_table(tallies))
     rows = [row for tally in tallies.values() for row in tally.rows.values()]
@@ -268,10 +283,19 @@ def _write(tallies: Mapping[str, Tally], count: int, out: Path) -> None:
     print(f"wrote {out}")
     short = [f"{code} lacks {tally.missing:,}" for code, tally in tallies.items() if tally.missing]
     if short:
-        print(
-            f"quotas not met after {count:,} problems: {', '.join(short)}; raise --problems, or lower --per-language",
-            file=sys.stderr,
-        )
+        print(f"quotas not met {when}: {', '.join(short)}; raise --problems, or lower --per-language", file=sys.stderr)
+
+
+def _make_room(out: Path) -> None:
+    """Makes the folder of the file to write. Raises UserError where that cannot be: before hours of sampling, not after."""
+    require(
+        not storage.is_remote(out), f"{storage.at(out)}: traces are written to local disk; give a local path, and copy them"
+    )
+    require(not out.is_dir(), f"{out} is a folder; give the path of a JSONL file to write")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error}); give another path") from error
 
 
 def _stage_of(config: Config, path: Path) -> GRPOStage:

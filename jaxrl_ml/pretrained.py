@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from jaxrl_ml import storage
-from jaxrl_ml.cli import load_run
 from jaxrl_ml.config import CheckpointConfig, ModelConfig, RopeScaling
 from jaxrl_ml.models import hf, lora
 from jaxrl_ml.models.transformer import Transformer
@@ -88,8 +87,18 @@ def open_checkpoints(run: str | Path) -> Checkpoints:
 
     if not is_run(run):
         raise UserError(f"{run} is not a run folder: it has no model.json")
-    config = load_run(run).checkpoint if (storage.local(run) / "config.py").is_file() else CheckpointConfig()
-    return Checkpoints(run, config, read_only=True)
+    return Checkpoints(run, CheckpointConfig(best_metric=_best_metric(run)), read_only=True)
+
+
+def _best_metric(run: str | Path) -> str | None:
+    """What a run chooses its best checkpoint by: its resolved config says so, where its config.py may need what is not here."""
+    path = storage.local(run) / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text())["checkpoint"]["best_metric"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); restore it, or delete it to go by the latest checkpoint") from error
 
 
 def shapes_of(model: Transformer, shardings: Any) -> Params:

@@ -71,6 +71,8 @@ class Tokenizer:
         for name in ("generation_config.json", "config.json"):
             ids = _read_json(path / name).get("eos_token_id")
             stop_ids += ids if isinstance(ids, list) else [] if ids is None else [ids]
+            if not all(isinstance(i, int) and i >= 0 for i in stop_ids):
+                raise UserError(f"{path / name}: eos_token_id={ids!r} must be an id, or a list of ids")
         if not stop_ids:
             raise UserError(f"the tokenizer in {path} has no end-of-sequence token: set eos_token in tokenizer_config.json")
         return cls(hf, stop_ids)
@@ -158,6 +160,11 @@ class Tokenizer:
         try:
             return self._hf(texts, add_special_tokens=special, return_attention_mask=False)["input_ids"]
         except Exception as error:  # the Rust side raises plain Exception
+            if half := next(filter(None, map(re.compile("[\ud800-\udfff]").search, texts)), None):
+                place = f"at position {half.start()} of {half.string[:60]!r}"
+                raise UserError(
+                    f"{half[0]!r} {place} is half of a character, which no tokenizer can encode; mend it"
+                ) from error
             if "[UNK]" not in str(error):
                 raise
             raise UserError(self._unknown(texts)) from error
@@ -321,9 +328,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {_one_line(error)}") from error
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is not a valid JSON object: {_one_line(error)}") from error
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

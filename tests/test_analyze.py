@@ -190,6 +190,8 @@ def test_a_folder_stands_for_its_one_result(results: Path) -> None:
         ("scaling --growing 2=runs/x2 --train en de --test de", "--test de: name languages"),
         ("scaling --growing 1=runs/x1 --test sw --base base.json", "--base needs --train"),
         ("scaling --growing 1=runs/x1 2=short.json --test sw", "short.json lacks"),
+        ("transfer runs/x2 --base base.json --train en --out base.json", "--out base.json is a file"),
+        ("transfer runs/x2 --base base.json --train en --out gs://bucket/out", "gs://bucket/out"),
         ("languages", "no results"),
         ("languages base.json", "base.json: record 0 tells of no thinking language"),
         ("languages ragged.json", "ragged.json: records are not 2 a problem"),

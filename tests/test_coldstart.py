@@ -239,6 +239,35 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value) and not out.exists()
 
 
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_sampled(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(coldstart, "sift", None)
+    config = write_config(tmp_path)
+    for out, words in (
+        (tmp_path, "is a folder; give the path of a JSONL file"),
+        (config / "x.jsonl", "cannot be written"),
+        ("s3://bucket/x.jsonl", "s3://bucket/x.jsonl"),
+    ):
+        with pytest.raises(UserError, match=words) as caught:
+            coldstart.main([str(config), str(out)])
+        assert "\n" not in str(caught.value)
+
+
+def test_what_was_kept_before_an_interruption_is_written(tmp_path: Path, monkeypatch, capsys) -> None:
+    kept = coldstart.sift
+
+    def interrupted(stage, detector, code, drafts, tally) -> None:
+        if code == "zh":
+            raise KeyboardInterrupt
+        kept(stage, detector, code, drafts, tally)
+
+    monkeypatch.setattr(coldstart, "sift", interrupted)
+    out = tmp_path / "x.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        coldstart.main([str(write_config(tmp_path)), str(out), "--per-language", "4"])
+    assert [row["language"] for row in rows_of(out)] == ["en"] * 4
+    assert "when it was stopped: zh lacks 4, th lacks 4" in capsys.readouterr().err
+
+
 def test_nothing_good_writes_nothing(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("jaxrl_ml.rewards.countdown.countdown_reward", lambda texts, examples: np.zeros(len(texts)))
     out = tmp_path / "x.jsonl"

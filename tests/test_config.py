@@ -309,6 +309,13 @@ def test_a_run_folder_gives_the_config_with_its_overrides(config_file, tmp_path)
     (run / "config.py").write_text(config_file.read_text())
     (run / "overrides.json").write_text(json.dumps(["--seed", "5"]))
     assert load_run(run).seed == 5
+    for text in ("{", "5"):
+        (run / "overrides.json").write_text(text)
+        with pytest.raises(UserError, match="overrides.json cannot be read .*; restore it"):
+            load_run(run)
+    (run / "overrides.json").unlink()
+    with pytest.raises(UserError, match="overrides.json cannot be read .*; restore it"):
+        load_run(run)
 
 
 def test_resolved_is_json_and_tells_what_differs(config_file, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxrl_ml import checkpoint, convert, pretrained
 from jaxrl_ml.checkpoint import Checkpoints
+from jaxrl_ml.cli import resolved
 from jaxrl_ml.config import CheckpointConfig, ModelConfig, RopeScaling
 from jaxrl_ml.models import hf
 from jaxrl_ml.models.transformer import Transformer
@@ -85,6 +87,21 @@ def test_any_step_in_either_precision(folder, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_a_run_gives_its_best_checkpoint_where_its_config_cannot_be_executed(folder, tmp_path):
+    run = tmp_path / "run"
+    convert.main(["from-hf", str(folder), str(run)])
+    (run / "config.py").write_text("import a_package_of_another_machine\n")
+    (run / "config.json").write_text(json.dumps({"checkpoint": resolved(CheckpointConfig(best_metric="score"))}))
+    with pretrained.open_checkpoints(run) as checkpoints:
+        assert checkpoints._best_metric == "score" and checkpoints.best() == 0
+    convert.main(["to-hf", str(run), str(tmp_path / "back")])
+    assert (tmp_path / "back/model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    for text in ("{", "[]", "{}"):
+        (run / "config.json").write_text(text)
+        with pytest.raises(UserError, match="config.json cannot be read .*delete it"):
+            pretrained.open_checkpoints(run)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_files_are_those_that_the_library_writes(folder, tmp_path, dtype):
     run = tmp_path / "run"
@@ -131,6 +148,9 @@ def test_mistakes_are_one_line(folder, tmp_path):
         with pytest.raises(UserError, match=text) as caught:
             convert.main(arguments)
         assert "\n" not in str(caught.value)
+    shutil.rmtree(tmp_path / "run/checkpoints/0")
+    with pytest.raises(UserError, match="has no checkpoint yet"):
+        convert.main(["to-hf", str(tmp_path / "run"), str(tmp_path / "other")])
     raw = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(raw | {"hidden_act": "gelu"}))
     with pytest.raises(UserError, match="hidden_act='gelu'"):

@@ -73,6 +73,11 @@ def test_several_files_are_numbered_through(tmp_path):
     assert [row.index for table in tables for row in table] == [0, 1, 2] * 4
 
 
+def test_a_csv_field_may_be_as_long_as_a_trace(tmp_path):
+    (row,) = read(write(tmp_path, "a.csv", f'q,a\n"{"word, " * 50_000}",1\n'))[0]
+    assert len(row.text("q")) == 300_000 - 1 and row.value("a") == "1"
+
+
 def test_parquet_keeps_the_wanted_columns_only(tmp_path):
     (table,) = read(write_all(tmp_path)[-1], columns=["answer", "absent"])
     assert table.rows.column_names == ["answer"]
@@ -115,6 +120,7 @@ def test_a_path_that_does_not_exist_is_no_hub_name(tmp_path):
         ("text", "", "q is empty"),
         ("text", " \n", "q is empty"),
         ("text", None, "q is empty"),
+        ("text", "cut \ud83d", r"q has half of a character, '\\ud83d', at position 4"),
         ("scalar", True, "q=True must be text"),
         ("scalar", float("nan"), "q=nan must be"),
         ("scalar", float("inf"), "q=inf must be"),
@@ -128,7 +134,19 @@ def test_fields_are_checked(tmp_path, method, value, message):
         getattr(row, method)("q")
 
 
-@pytest.mark.parametrize(("value", "text"), [(7, "7"), (7.0, "7"), (-0.5, "-0.5"), (" 1/2 ", "1/2"), (10**30, "1" + "0" * 30)])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (7, "7"),
+        (7.0, "7"),
+        (-0.5, "-0.5"),
+        (" 1/2 ", "1/2"),
+        (10**30, "1" + "0" * 30),
+        (int("9" * 400), "9" * 400),
+        (1e-5, "0.00001"),
+        (-2.5e-7, "-0.00000025"),
+    ],
+)
 def test_scalars_become_text(tmp_path, value, text):
     assert read(write(tmp_path, "a.json", json.dumps([{"q": value}])))[0][0].scalar("q") == text
 

@@ -287,6 +287,13 @@ QWEN = LLAMA | {"architectures": ["Qwen2ForCausalLM"]}
         (QWEN, {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}, "sliding_window=16"),
         (QWEN, {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
         (LLAMA, {"hidden_size": None}, "hidden_size=None"),
+        (LLAMA, {"head_dim": "8"}, "head_dim='8'"),
+        (LLAMA, {"rms_norm_eps": "1e-6"}, "rms_norm_eps='1e-6'"),
+        (LLAMA, {"max_position_embeddings": "2k"}, "max_position_embeddings='2k'"),
+        (LLAMA, {"rope_theta": "1e6"}, "rope_theta='1e6'"),
+        (LLAMA, {"rope_theta": 0}, "rope_theta=0"),
+        (LLAMA, {"rope_scaling": "yarn"}, "yarn"),
+        (LLAMA, {"rope_scaling": {"rope_type": "llama3", **vars(SCALING), "factor": "8"}}, "factor"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(base, change, named, tmp_path):
@@ -301,14 +308,17 @@ def test_defaults_and_both_spellings_of_rope(tmp_path):
 
     plain = read()
     assert (plain.head_dim, plain.num_kv_heads, plain.rope_theta, plain.tie_embeddings) == (8, 4, 10_000.0, False)
+    nothing = dict.fromkeys(("head_dim", "num_key_value_heads", "rope_theta", "rms_norm_eps", "max_position_embeddings"))
+    assert read(**nothing) == plain
     old = read(rope_theta=5e5, rope_scaling={"rope_type": "llama3", **vars(SCALING)})
     new = read(rope_parameters={"rope_type": "llama3", "rope_theta": 5e5, **vars(SCALING)})
     assert old == new == replace(plain, rope_theta=5e5, rope_scaling=SCALING)
     window = {"architectures": ["Qwen2ForCausalLM"], "sliding_window": 16}
     assert read(**window, use_sliding_window=False).family == "qwen2"
     assert read(**window, use_sliding_window=True, max_window_layers=2).family == "qwen2"  # beyond the last layer
-    (tmp_path / "config.json").write_text("{")
-    assert_refused(lambda: hf.read_config(tmp_path), "not valid JSON")
+    for text in ("{", "null", "[1]"):
+        (tmp_path / "config.json").write_text(text)
+        assert_refused(lambda: hf.read_config(tmp_path), "not a valid JSON object")
     assert_refused(lambda: hf.read_config(tmp_path / "none"), "cannot read")
 
 

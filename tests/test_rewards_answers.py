@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import unicodedata
 from fractions import Fraction
 from functools import partial
 
@@ -8,7 +9,9 @@ from conftest import lines_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxrl_ml.languages.phrases import NAMES
 from jaxrl_ml.rewards.answers import MAX_ANSWER_CHARS, extract, judge, to_latex
+from jaxrl_ml.rewards.units import BY_LANGUAGE
 
 
 @pytest.mark.parametrize(
@@ -117,10 +120,71 @@ def test_a_last_number_that_is_too_long_is_wrong():
         ("5", "5/0", ("5", "5/0")),
         ("5", "5\\text{ million}", ("5", "5\\text{ million}")),
         ("\\sqrt{2}", "√2+0", ("\\sqrt{2}", "\\sqrt{2}+0")),
+        ("[1.5,2)", "[1,5; 2)", ("[1.5,2)", "[1.5, 2)")),
+        ("(1,2)", "(1;2), (3,4)", ("(1,2)", "(1,2), (3,4)")),
+        ("\\{1;2\\}", "1,2;3", ("\\{1;2\\}", "1,2;3")),
     ],
 )
 def test_judge(gold, answer, expected):
     assert judge(gold, answer) == expected
+
+
+@pytest.mark.parametrize("code", NAMES)
+def test_a_number_with_a_unit_of_any_language_is_that_number(code):
+    units = BY_LANGUAGE[code].split()
+    assert len(set(units)) == len(units) >= 20
+    for unit in units:
+        for text in (f"12 {unit}", f"12{unit}", f"12\\ {unit}.", f"12\\,\\text{{{unit}}}", f"12 {unit}²"):
+            assert judge("12", text) is True and judge("13", text) is False, text
+        for text in (f"12 {unit} 3", f"12 {unit} {unit}", f"{unit}{unit} 12"):
+            assert judge("12", text) == ("12", to_latex(text))
+
+
+SCALES = """
+    thousand million dozen 万 千 百 億 亿 半 割 打 만 천 억 백 тысяч тысячи тыс млн миллион миллиона пол
+    mil millón millones docena mille million millions douzaine tausend Tausend Million
+    Millionen Dutzend Prozent mila milione milioni milhão milhões dúzia ألف آلاف مليون พัน
+    หมื่น แสน ล้าน โหล nghìn ngàn triệu trăm ribu juta lusin אלף אלפים מיליון mii milioane
+    elfu laki milioni dazeni হাজার লাখ কোটি ডজন శాతం వేలు లక్షలు కోట్లు हज़ार लाख करोड़
+    दर्जन प्रतिशत x π i
+"""
+
+
+def test_words_that_change_a_number_are_no_units():
+    """Thousands, millions, dozens, halves and per cent, in the languages that have units."""
+    for word in SCALES.split():
+        assert not isinstance(judge("12", f"12 {word}"), bool), word
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("12", "saa 12"),
+        ("500", "Rp 500"),
+        ("500", "R$ 500"),
+        ("20", "20 de ore"),
+        ("60", "60 км/ч"),
+        ("5", "5 יום"),
+        ("7", "7।"),
+    ],
+)
+def test_what_stands_around_a_number(gold, answer):
+    assert judge(gold, answer) is True and judge("8", answer) is False
+
+
+def test_any_currency_sign_is_dropped():
+    signs = [char for char in map(chr, range(0x10FFFF)) if unicodedata.category(char) == "Sc"]
+    assert len(signs) > 50
+    for sign in signs:
+        assert judge("12", f"{sign}12") is judge("12", f"12 {sign}") is judge("-12", f"-{sign} 12") is True
+
+
+@pytest.mark.parametrize(
+    ("text", "latex"),
+    [("x⁴", "x^{4}"), ("10⁻³", "10^{-3}"), ("10¹²", "10^{12}"), ("xⁿ⁺¹", "x^{n+1}"), ("a₁₀", "a_{10}"), ("1011₂", "1011_{2}")],
+)
+def test_raised_and_lowered_signs(text, latex):
+    assert to_latex(text) == latex
 
 
 FORMS = (

@@ -49,7 +49,7 @@ TABLE = r"""
 2\sqrt{3} ¦ \sqrt{12} ¦ 2 \sqrt 3 ¦ 2√3 ¦ 3\sqrt{2} ¦ \sqrt[3]{12} ¦ 2\cdot\sqrt{3} ¦ 2*sqrt(3)
 \pi ¦ \pi ¦ π ¦ 3.14159265 ¦ 3.14 ¦ 180^\circ ¦ pi ¦ 2\pi/2
 \frac{\pi}{4} ¦ \pi/4 ¦ 0.25\pi ¦ \frac{1}{4}\pi ¦ \arctan(1) ¦ 45 ¦ \frac{\pi}{2}
-2^{10} ¦ 1024 ¦ 2^10 ¦ 32^2 ¦ 1000 ¦ 4^5
+2^{10} ¦ 2¹⁰ ¦ 2¹¹ ¦ 1024 ¦ 2^10 ¦ 32^2 ¦ 1000 ¦ 4^5
 \ln 2 ¦ \log 2 ¦ \ln(2) ¦ 0.693147 ¦ \frac{\ln 4}{2} ¦ \ln 3
 e^2 ¦ e^{2} ¦ 7.389056 ¦ \exp(2) ¦ 2e
 # polynomials, functions, equations
@@ -61,7 +61,7 @@ y=2x+1 ¦ y=2x+1 ¦ 2x+1 ¦ y = 1+2x ¦ y-2x=1 ¦ 2x-y+1=0 ¦ y=2x-1
 # inequalities and intervals
 x<2 ¦ x<2 ¦ 2>x ¦ x \lt 2 ¦ x\le 2 ¦ (-\infty,2) ¦ x>2
 1\le x<5 ¦ [1,5) ¦ 1 \leq x < 5 ¦ 1≤x<5 ¦ 5>x\ge 1 ¦ (1,5) ¦ 1\le x\le 5
-[1,5) ¦ [1,5) ¦ [1, 5) ¦ (1,5) ¦ [1,5] ¦ 1\le x<5 ¦ \left[1,5\right) ¦ [1,6) ¦ [1.0,5.0)
+[1,5) ¦ [1,5) ¦ [1, 5) ¦ (1,5) ¦ [1,5] ¦ 1\le x<5 ¦ \left[1,5\right) ¦ [1,6) ¦ [1.0,5.0) ¦ [1; 5) ¦ [1,0;5,0) ¦ [1;5]
 (-\infty,0] ¦ (-\infty, 0] ¦ (-∞,0] ¦ x\le 0 ¦ (-\infty,0) ¦ \left(-\infty,0\right]
 (0,1)\cup(2,3) ¦ (0,1) \cup (2,3) ¦ (2,3)\cup(0,1) ¦ (0,1) ¦ (0,3)
 # tuples, lists, sets, matrices
@@ -109,7 +109,7 @@ DEPARTURES = {
     ],
     "a symbol that has a LaTeX name": [
         ("\\sqrt{2}", "√2"), ("2\\sqrt{3}", "2√3"), ("x^2-1", "x²-1"), ("(-\\infty,0]", "(-∞,0]"), ("\\infty", "∞"),
-        ("12", "12°"), ("90^\\circ", "90°"), ("3.5", "3½"), ("6", "2·3"),
+        ("12", "12°"), ("90^\\circ", "90°"), ("3.5", "3½"), ("6", "2·3"), ("2^{10}", "2¹⁰"),
     ],
     "a decimal comma against one number, which math-verify takes for a list or for thousands": [
         ("3.5", "3,5"), ("3.5", "3,500"), ("0.5", "0,5"), ("1/3", "0,333333"), ("1,234.5", "1234,5"), ("12.5\\%", "12,5\\%"),
@@ -122,6 +122,7 @@ DEPARTURES = {
     "a mixed number with a slash, of which math-verify reads the whole part only": [
         ("3.5", "3 1/2"), ("\\frac{3}{2}", "1 1/2"),
     ],
+    "a semicolon in an interval, where a comma is the decimal sign": [("[1,5)", "[1; 5)"), ("[1,5)", "[1,0;5,0)")],
     "a full stop or bold marks around the answer, which math-verify cannot parse": [
         ("42", "42."), ("3.5", "3.5."), ("A", "A."), ("5", "**5**"),
     ],

@@ -132,6 +132,8 @@ def test_aime(tmp_path, write):
     ]
     (example,) = maths.aime25(write(tmp_path, AIME25))
     assert (example.id, example.task, example.answer) == ("0", "aime25", "70")
+    for answer in ("336^\\circ", "336^{\\circ}", "336°"):
+        assert maths.aime25(write(tmp_path, [{**AIME25[0], "answer": answer}]))[0].answer == "336"
 
 
 @pytest.mark.parametrize("write", [jsonl, parquet, table])

@@ -130,6 +130,12 @@ def test_a_character_outside_the_vocabulary_is_named(text, named):
         assert "\n" not in str(caught.value)
 
 
+def test_half_of_a_character_is_named():
+    for encode in (small().encode, small().encode_prompts):
+        with pytest.raises(UserError, match=r"'\\ud83d' at position 1 of '1\\ud83d2' is half of a character"):
+            encode(["12", "1\ud83d2"])
+
+
 @pytest.mark.parametrize("tokens", [["a", ""], ["a", "a"], ["<eos>"], ["<pad>"], ["<unused7>"]])
 def test_reserved_and_repeated_tokens_are_refused(tokens):
     with pytest.raises(UserError, match="empty, repeated or reserved"):
@@ -294,6 +300,14 @@ def test_folders_without_a_usable_tokenizer_are_refused(tmp_path):
     settings_file = tmp_path / "tokenizer_config.json"
     without = {key: value for key, value in json.loads(settings_file.read_text()).items() if key != "eos_token"}
     settings_file.write_text(json.dumps(without))
+    for text, message in (
+        ('{"eos_token_id": "</s>"}', "eos_token_id='</s>' must be an id"),
+        ('{"eos_token_id": [1, -1]}', "must be an id"),
+        ("[1]", "generation_config.json is not a valid JSON object"),
+    ):
+        (tmp_path / "generation_config.json").write_text(text)
+        with pytest.raises(UserError, match=message):
+            Tokenizer.from_folder(tmp_path)
     (tmp_path / "generation_config.json").unlink()
     with pytest.raises(UserError, match="no end-of-sequence token"):
         Tokenizer.from_folder(tmp_path)

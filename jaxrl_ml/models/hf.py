@@ -28,6 +28,7 @@ from jaxrl_ml.types import Params, UserError, require
 
 _ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_OPTIONAL = ("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps")
 
 
 class Weight(NamedTuple):
@@ -70,21 +71,22 @@ def read_config(folder: str | Path) -> ModelConfig:
     """
     path = Path(folder) / "config.json"
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = dict(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise UserError(f"cannot read {path}: give a Hugging Face folder with config.json and safetensors") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is not a valid JSON object: {error}") from error
+    raw = {key: value for key, value in raw.items() if value is not None}  # null says the same as an absent key
     names = raw.get("architectures") or [f"model_type {raw.get('model_type')}"]
-    family = _ARCHITECTURES.get(names[0])
+    family = _ARCHITECTURES.get(str(names[0]))
     if family is None or len(names) > 1:
         raise UserError(f"{path}: architectures={names} is not supported; those that are: {', '.join(_ARCHITECTURES)}")
     missing = [key for key in _REQUIRED if not isinstance(raw.get(key), int)]
+    missing += [key for key in _OPTIONAL if not isinstance(raw.get(key, 1), int | float)]
     if missing:
         raise UserError(f"{path}: {missing[0]}={raw.get(missing[0])!r} must be a number")
     _refuse_options(path, raw, family)
-    heads = raw["num_attention_heads"]
-    # Defaults of absent keys are those of transformers' classes.
+    heads = raw["num_attention_heads"]  # the defaults of absent keys are those of transformers' classes
     head_dim = raw.get("head_dim") or (128 if family == "qwen3" else raw["hidden_size"] // heads)
     theta, scaling = _read_rope(path, raw)
     return ModelConfig(
@@ -127,18 +129,19 @@ def _refuse_options(path: Path, raw: dict[str, Any], family: str) -> None:
 def _read_rope(path: Path, raw: dict[str, Any]) -> tuple[float, RopeScaling | None]:
     """Theta and scaling, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (4)."""
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
     if kind not in ("default", "llama3") or any(isinstance(value, dict) for value in rope.values()):
         raise UserError(f"{path}: rope_type={kind!r} in {rope} is not supported; those that are: default, llama3")
     if rope.get("partial_rotary_factor") not in (None, 1, 1.0):
         raise UserError(f"{path}: partial_rotary_factor={rope['partial_rotary_factor']} is not supported; it must be 1")
-    theta = float(rope.get("rope_theta", raw.get("rope_theta", 10_000.0)))
+    theta = rope.get("rope_theta", raw.get("rope_theta", 10_000.0))
+    require(isinstance(theta, float | int) and theta > 0, f"{path}: rope_theta={theta!r} must be a positive number")
     if kind == "default":
-        return theta, None
-    missing = [key for key in RopeScaling.__dataclass_fields__ if key not in rope]
+        return float(theta), None
+    missing = [key for key in RopeScaling.__dataclass_fields__ if not isinstance(rope.get(key), float | int)]
     if missing:
-        raise UserError(f"{path}: rope_type=llama3 needs {missing[0]}; add it")
-    return theta, RopeScaling(**{key: rope[key] for key in RopeScaling.__dataclass_fields__})
+        raise UserError(f"{path}: rope_type=llama3 needs {missing[0]}, a number; add it")
+    return float(theta), RopeScaling(**{key: rope[key] for key in RopeScaling.__dataclass_fields__})
 
 
 class _Checkpoint:

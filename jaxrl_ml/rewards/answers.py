@@ -7,13 +7,15 @@ as a number from its first character to its last goes to the verifier.
 Verdicts are math-verify's (a number is equal in any form, units and currencies are dropped, `50\%` is 0.5 and also 50),
 with these departures, all of them towards how numbers are written outside English and outside LaTeX:
 
-1. Digits and punctuation of any script are read (`٣٫٥`, `３，５`), as are ½, √, ∞, ·, ° and ².
+1. Digits and punctuation of any script are read (`٣٫٥`, `３，５`), as are ½, √, ∞, ·, ° and raised and lowered signs (`x⁻¹²`).
 2. `3,5` against a single number is 3.5, not the list 3, 5. Against another list it stays a list.
 3. Thousands may be set off as in `1 000`, `1\,000`, `1.000.000`, `1.000,5` and `12,34,567`.
 4. One separator before exactly three digits is read the American way (`3,500` is 3500, `1.234` is 1.234) and, in an answer,
    also the other way: `3,500` is right where the gold answer is 3.5, `1.234` where it is 1234. `3,000` is never 3.
 5. `1 1/2` is a mixed number (math-verify reads 1).
-6. A full stop or `**` around the answer, a currency sign, and units such as `km/h`, `cm^2` or `dollars` are dropped.
+6. A full stop or `**` around the answer, a currency sign, and units such as `km/h`, `cm^2`, `dollars`, `часов` or `個`
+   (`units.py`) are dropped.
+7. In brackets `;` parts numbers as `,` does: `[1,5; 2)` is from 1.5 to 2 (of intervals math-verify knows `,` alone).
 
 The text is hostile: no step costs more than its length, and numbers are computed with only when they are short.
 """
@@ -25,6 +27,8 @@ import re
 import unicodedata
 from fractions import Fraction
 from typing import Literal, NamedTuple
+
+from jaxrl_ml.rewards.units import LEADING, UNITS
 
 MAX_ANSWER_CHARS = 1000
 """A longer answer is wrong. Bounds the work of a row, here and in the verifier."""
@@ -102,6 +106,8 @@ class _Characters(dict[int, int | str]):
             character = rf"\frac{{{top}}}{{{bottom}}}"
         elif unicodedata.category(character) == "Zs":
             character = " "
+        elif unicodedata.category(character) == "Sc":  # of currencies
+            character = r"\$"
         elif unicodedata.category(character) == "Cf":  # marks of writing direction, joiners, soft hyphens
             character = ""
         self[code] = character
@@ -109,9 +115,11 @@ class _Characters(dict[int, int | str]):
 
 
 _CHARACTERS = _Characters(
-    str.maketrans("−–‐‑﹣٫٬،、٪⁄∕’。", "-----.,,,%//'.")
-    | {ord("°"): r"^\circ ", ord("∞"): r"\infty ", ord("·"): r"\cdot ", ord("⋅"): r"\cdot ", ord("²"): "^2", ord("³"): "^3"}
+    str.maketrans("−–‐‑﹣٫٬،、٪⁄∕’。।۔", "-----.,,,%//'...")
+    | {ord("°"): r"^\circ ", ord("∞"): r"\infty ", ord("·"): r"\cdot ", ord("⋅"): r"\cdot "}
 )
+_RAISED = re.compile("[⁰¹²³ⁱ⁴-ⁿ]+")
+_LOWERED = re.compile("[₀-₎]+")
 _ROOT = re.compile(r"√\s?(\d+(?:\.\d+)?|[a-zA-Z])")
 
 
@@ -119,7 +127,9 @@ def to_latex(text: str) -> str:
     """The text with digits, punctuation and symbols of all scripts as ASCII and LaTeX; ASCII is left as it is."""
     if text.isascii():
         return text
-    return _ROOT.sub(r"\\sqrt{\1}", text.translate(_CHARACTERS))
+    text = _RAISED.sub(lambda run: f"^{{{unicodedata.normalize('NFKC', run[0])}}}", text)
+    text = _LOWERED.sub(lambda run: f"_{{{unicodedata.normalize('NFKC', run[0])}}}", text)
+    return _ROOT.sub(r"\\sqrt{\1}", unicodedata.normalize("NFC", text).translate(_CHARACTERS))
 
 
 class Number(NamedTuple):
@@ -154,7 +164,16 @@ def judge(gold: str, answer: str) -> bool | tuple[str, str]:
             return golden == given
         case (str(), Number()) | (Number(), str()):
             return False
-    return gold, answer
+    return _with_commas(gold), _with_commas(answer)
+
+
+def _with_commas(text: str) -> str:
+    """The text with `,` for each `;` in brackets; where there are such, the commas within a number are decimal ones."""
+
+    def replaced(inner: re.Match[str]) -> str:
+        return _INNER_COMMA.sub(".", inner[0]).replace(";", ",") if ";" in inner[0] else inner[0]
+
+    return _BRACKETED.sub(replaced, text) if ";" in text else text
 
 
 def _balances(text: str) -> bool:
@@ -176,11 +195,6 @@ def _equal(gold: Number, answer: Number) -> bool | None:
     return None if abs(gold_value - value) <= _NEAR else False
 
 
-_UNITS = (
-    r"kilomet(?:er|re)s?|centimet(?:er|re)s?|millimet(?:er|re)s?|met(?:er|re)s?|km|cm|mm|m|miles?|feet|ft|inch(?:es)?|yards?|"
-    r"kilograms?|grams?|kg|mg|g|pounds?|lbs?|lit(?:er|re)s?|ml|l|seconds?|sec|s|minutes?|min|hours?|hrs?|h|days?|weeks?|"
-    r"months?|years?|degrees?|units?|dollars?|euros?|cents?|rupees?|yen|yuan|USD|EUR|km/h|m/s|mph|kmph|元|円"
-)
 _TIDY = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -196,10 +210,15 @@ _TIDY = tuple(
     )
 )
 _ASSIGNMENT = re.compile(r"^[a-zA-Z]\s?=(?!.*=)")  # `x = 3` is 3, where the gold answer is a number
+_BRACKETED = re.compile(r"(?<=[(\[])[^()\[\]]*+(?=[)\]])")
+_INNER_COMMA = re.compile(r"(?<=\d),(?=\d)")
 _CHOICE = re.compile(r"\s*\(?\s*([A-Da-d])\s*\)?\s*")
+_UNITS, _LEADING = {None, *UNITS}, {None, *LEADING}
+_WORD = r"[^\x00-\x21\x23-\x40\[-`{-~]+"  # ASCII letters, all beyond ASCII, and the quotes of Hebrew abbreviations
 _DECORATION = re.compile(
-    r"\s*(?P<sign>[+-]?)\s*[$€£¥₹₩₽]?\s*(?P<inner>[+-]?\s*[\d.\\].*?)\s*"
-    rf"(?:(?P<percent>%|percent\b|pct\b)|[$€£¥₹₩₽]|\^\{{?\\circ\s?\}}?|(?:(?<![a-zA-Z])(?:{_UNITS})(?:\^\{{?[23]\}}?)?))?\s*"
+    rf"\s*(?P<sign>[+-]?)\s*(?:(?P<leading>{_WORD})\.?)?\s*(?:\$\s*)?(?P<inner>[+-]?\s*[\d.\\].*?)\s*"
+    rf"(?:(?P<percent>%|percent\b|pct\b)|\$|\^\{{?\\circ\s?\}}?|"
+    rf"(?:de\s)?(?P<unit>{_WORD})(?:/(?P<per>{_WORD}))?(?:\^\{{?[23]\}}?)?)?\s*"
 )
 _FRACTION = re.compile(
     r"(?:(?P<whole>\d+)\s?)?\\frac\s?(?P<top>\{\s?-?\d+\s?\}|\d)\s?(?P<bottom>\{\s?-?\d+\s?\}|\d)"
@@ -223,6 +242,8 @@ def _read(latex: str) -> Number | str | None:
         return choice[1].upper()
     decorated = _DECORATION.fullmatch(latex)
     if decorated is None:
+        return None
+    if decorated["leading"] not in _LEADING or decorated["unit"] not in _UNITS or decorated["per"] not in _UNITS:
         return None
     inner = decorated["inner"]
     if inner[0] in "+-" and decorated["sign"]:

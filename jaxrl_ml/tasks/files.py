@@ -15,8 +15,10 @@ import contextlib
 import csv
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 Source = str | Path | Sequence[str | Path]
 """A hub name, or the path of one file, or the paths of several that are read one after the other."""
 
+_HALF = re.compile("[\ud800-\udfff]")  # a lone surrogate, such as is left of an emoji that was cut in two
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
@@ -62,22 +65,27 @@ class Row:
         return value is None or (isinstance(value, str) and not value.strip())
 
     def text(self, column: str) -> str:
-        """The text in a column, stripped; raises UserError where it is no text or blank."""
+        """The text in a column, stripped; raises UserError where it is no text, blank, or nothing that UTF-8 can hold."""
         value = self.value(column)
         if value is not None and not isinstance(value, str):
             raise self.wrong(f"{column}={short(value)} must be text")
         if self.is_blank(column):
             raise self.wrong(f"{column} is empty; fill it or leave the row out")
+        if half := _HALF.search(value):  # JSON can spell it, but no tokenizer can encode it
+            raise self.wrong(f"{column} has half of a character, {half[0]!r}, at position {half.start()}; mend the text")
         return value.strip()
 
     def scalar(self, column: str) -> str:
-        """The text or number in a column, as text; a whole float, as a column with gaps has them, loses its `.0`."""
+        """The text or number in a column, as text; a whole float, as a column with gaps has them, loses its `.0`.
+
+        No float has an exponent: `1e-05` is no number to a verifier, 0.00001 is.
+        """
         value = self.value(column)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return self.text(column)
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise self.wrong(f"{column}={value} must be text or a finite number")
-        return str(int(value) if value == int(value) else value)
+        return str(int(value)) if value == int(value) else f"{Decimal(str(value)):f}"
 
 
 @dataclass(frozen=True)
@@ -264,6 +272,7 @@ def _parsed(text: str, path: Path, first_line: int) -> Any:
 
 def _csv_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
     """The rows of a CSV file with the line that each begins in."""
+    csv.field_size_limit(2**31 - 1)  # 128 KiB else, less than a long trace
     reader = csv.reader((text for _, text in _lines(path)), strict=True)
     line = 1
     try:

@@ -37,6 +37,7 @@ _CALCULATION = re.compile(r"<<[^<>]*>>")
 _BOXED = re.compile(r"\$*\\boxed\{(.*)\}\$*", re.DOTALL)
 _THOUSANDS = re.compile(r"-?[1-9]\d{0,2}(,\d{3})+(\.\d+)?")
 _NUMBER = re.compile(r"-?\d*[.,]?\d+")
+_DEGREES = re.compile(r"(\^\{?\\circ\}?|°)$")
 _UNVERIFIABLE = ("", "proof", "notfound")
 
 _CODES = """
@@ -295,10 +296,11 @@ class OpenR1Math(Sequence[Example]):
 def _aime(source: Source, split: str, task: str) -> Task:
     def example(row: Row) -> Example:
         answer = _unboxed(row.scalar("answer"))
-        if not re.fullmatch(r"[0-9]{1,3}", answer):
+        number = _DEGREES.sub("", answer)  # published copies of AIME 2025 have 336^\circ
+        if not re.fullmatch(r"[0-9]{1,3}", number):
             raise row.wrong(f"answer={short(answer)} must be a whole number in 0..999")
         name = row.scalar("id")
-        return Example(name, task, {"question": row.text("problem"), "problem_id": name}, str(int(answer)))
+        return Example(name, task, {"question": row.text("problem"), "problem_id": name}, str(int(number)))
 
     return collect(read(source, split=split), example)
 
