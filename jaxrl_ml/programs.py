@@ -32,7 +32,7 @@ from jaxrl_ml.losses import Slicing
 from jaxrl_ml.models import lora
 from jaxrl_ml.models.kernels import Kernel
 from jaxrl_ml.models.transformer import Transformer, extend_vocabulary, unstack
-from jaxrl_ml.sharding import SAMPLING, SPLIT_SAMPLING, TRAINING, Layout
+from jaxrl_ml.sharding import BETWEEN, SAMPLING, SPLIT_SAMPLING, TRAINING, Layout
 from jaxrl_ml.types import Params, Prompts, Rollout, Tags, TagTrie, TrainState, require
 
 
@@ -108,6 +108,9 @@ class Programs:
             return leaf if path[-1].key == "scale" else leaf.astype(self.model.dtype)
 
         weights = jax.tree_util.tree_map_with_path(cast, lora.merged(params))
+        if self.layout.mesh.shape["context"] > 1:
+            between = Layout(self.layout.mesh, BETWEEN).tree(self.model.axes(), weights)
+            weights = jax.lax.with_sharding_constraint(weights, between)
         return {**weights, "layers": unstack(weights["layers"], self.model.config.num_layers)}
 
     def _sample_all(self, weights, prompts, seed_words, stop_table, settings, trie, truncates, G, C, W) -> Rollout:

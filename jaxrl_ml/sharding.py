@@ -44,6 +44,8 @@ TRAINING = _rules(
     rows=("data", "fsdp"), split=("tensor",), kernel=("tensor", "context"), embed=("fsdp", "context"), sequence=("context",)
 )
 SAMPLING = _rules(rows=("data", "fsdp"), split=("tensor", "context"), kernel=("tensor", "context"), embed=(), sequence=())
+# Between the two: what context split of a width goes to heads, MLP and vocabulary. At once XLA would make tables whole for it.
+BETWEEN = _rules(rows=("data", "fsdp"), split=("tensor", "context"), kernel=("tensor", "context"), embed=("fsdp",), sequence=())
 # For weights that do not fit a device when they are whole over fsdp.
 SPLIT_SAMPLING = _rules(
     rows=("data",), split=("tensor", "context", "fsdp"), kernel=("tensor", "context", "fsdp"), embed=(), sequence=()
