@@ -92,7 +92,7 @@ class Layout:
         """The PartitionSpec of an array of this shape.
 
         Key/value heads fewer than the tensor axis are replicated, and so are sequences that the context axis does not divide
-        (prompts, language tags); any other size that its mesh axes do not divide is refused.
+        (language tags); any other size that its mesh axes do not divide is refused.
         Raises KeyError for an unknown name, UserError for an indivisible size, ValueError where two axes collide.
         """
         entries, used = [], set()

@@ -35,7 +35,10 @@ Metrics = dict[str, jax.Array]
 
 def hidden_states(model: Transformer, params: Params, prompts: Prompts, rollouts: Sequence[Rollout]) -> list[jax.Array]:
     """The states [B, C, D] that each of the rollouts' completion tokens is predicted from; all are of the same prompts."""
-    mask = prompts.mask[:, :-1]
+    tokens, mask = prompts.tokens[:, :-1], prompts.mask[:, :-1]
+    spare = -mask.shape[1] % model.context  # columns in front, so that all parts of a split prompt are as long
+    if spare:
+        tokens, mask = (jnp.pad(x, ((0, 0), (spare, 0))) for x in (tokens, mask))
     rows = []
     for rollout in rollouts:
         B, C = rollout.completions.shape
@@ -44,7 +47,7 @@ def hidden_states(model: Transformer, params: Params, prompts: Prompts, rollouts
         starts = jnp.repeat(prompts.mask.sum(1, dtype=jnp.int32) - 1, G)
         positions = starts[:, None] + jnp.arange(C, dtype=jnp.int32)[None]
         rows.append((jnp.concatenate([first, rollout.completions[:, :-1]], axis=1), positions))
-    return model.branch(params, (prompts.tokens[:, :-1], prompt_positions(mask)), mask, rows)
+    return model.branch(params, (tokens, prompt_positions(mask)), mask, rows)
 
 
 def rollout_logprobs(
