@@ -70,7 +70,7 @@ def _priced(chip: Chip, options: Options) -> Chip:
 def _curve(chip: Chip, console: Console) -> int:
     for _, points in groupby(curve(chip), key=lambda point: (point.model, point.scaling)):
         console.print(curve_table(list(points), chip))
-    console.print(f"{chip.price:g} dollars a chip-hour. {rates_assumed(chip)}; nothing of the host's, no latency.")
+    console.print(f"{chip.price:g} dollars a chip-hour. {rates_assumed(chip)}; nothing of the host's.")
     return 0
 
 

@@ -74,8 +74,9 @@ def curve_rows() -> Iterator[str]:
     for scaling, prompts in SCALINGS.items():
         for model, name in CURVE_MODELS.items():
             row = [told(points[model, scaling, n]) for n in CURVE_COUNTS]
-            sent, took, most = points[model, scaling, LINKS_AT].sent(chip)
-            yield f"| {name}, {prompts} | {' | '.join(row)} | {short(sent / 1e9)} GB in {short(took)} s, most by {most} |"
+            sent, took, waits, most = points[model, scaling, LINKS_AT].sent(chip)
+            links = f"{short(sent / 1e9)} GB in {short(took)} s, {short(waits)} of it latency, most by {most}"
+            yield f"| {name}, {prompts} | {' | '.join(row)} | {links} |"
 
 
 def told(point: Point) -> str:
