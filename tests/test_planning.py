@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec
 from test_processes import launch
 
 from jaxrl_ml import sampler
+from jaxrl_ml.cli import load
 from jaxrl_ml.config import (
     ComputeConfig,
     Config,
@@ -26,13 +27,14 @@ from jaxrl_ml.config import (
     SFTStage,
 )
 from jaxrl_ml.models.kernels import Kernel
-from jaxrl_ml.planning import compiled
+from jaxrl_ml.plan import model_of
+from jaxrl_ml.planning import compiled, search
 from jaxrl_ml.planning.hlo import Module
 from jaxrl_ml.planning.models import SHAPES
 from jaxrl_ml.planning.roofline import _DRAWN, estimates, num_params, splash_block
-from jaxrl_ml.planning.search import choices, meshes, microbatch_counts
+from jaxrl_ml.planning.search import Choice, choices, meshes, microbatch_counts
 from jaxrl_ml.planning.stages import device_bytes, planned
-from jaxrl_ml.planning.topology import CHIPS, parse
+from jaxrl_ml.planning.topology import CHIPS, attention_on, parse
 from jaxrl_ml.planning.work import Work, seconds, step_seconds
 from jaxrl_ml.programs import Programs
 from jaxrl_ml.sharding import make_mesh
@@ -377,18 +379,19 @@ def test_supervised_stages_are_planned_too():
     )
 
 
-@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (8, 1), (6, 3)])
-def test_a_sweep_has_the_meshes_that_the_library_takes_and_no_others(heads, kv_heads):
+@pytest.mark.parametrize(("heads", "kv_heads", "weights"), [(4, 2, "gathered"), (8, 1, "split"), (6, 3, "gathered")])
+def test_a_sweep_has_the_meshes_that_the_library_takes_and_no_others(heads, kv_heads, weights):
     model = dataclasses.replace(MODEL, num_heads=heads, num_kv_heads=kv_heads)
-    found = {(m.data, m.fsdp, m.tensor) for m in meshes(model, 8)}
-    for axes in itertools.product((1, 2, 4, 8), repeat=3):
+    found, compute = set(meshes(model, 8, 32, weights)), dataclasses.replace(COMPUTE, sampling_weights=weights)
+    for axes in itertools.product((1, 2, 4, 8), repeat=4):
         if np.prod(axes) == 8:
             try:
-                programs_on(MeshConfig(*axes), model)
+                programs_on(MeshConfig(*axes), model, compute)
             except UserError:
-                assert axes not in found
+                assert MeshConfig(*axes) not in found
             else:
-                assert axes in found
+                assert MeshConfig(*axes) in found
+    assert {m.context for m in meshes(model, 8, 34)} <= {1, 2}
     assert microbatch_counts(STAGE, 8) == [1, 2]
     assert microbatch_counts(dataclasses.replace(STAGE, num_minibatches=2), 8) == [1]
     assert microbatch_counts(STAGE, 32) == []
@@ -415,6 +418,38 @@ def test_choices_are_ranked_and_fit():
     small = parse("v5e:1x1")
     (least,) = choices(model, compute, stage, small)
     assert least.memory > small.chip.memory
+
+
+def test_a_completion_that_is_too_long_for_a_chip_is_split_over_several(monkeypatch):
+    model, topology = SHAPES["Qwen2.5-7B"], parse("v6e:8x8")
+    compute = dataclasses.replace(COMPUTE, dtype="bfloat16", logits_mib=512, attention="splash")
+
+    def best(tokens: int) -> Choice:
+        sampling = SamplingConfig(max_prompt_tokens=1024, max_completion_tokens=tokens)
+        stage = dataclasses.replace(STAGE, prompts_per_step=64, group_size=8, num_microbatches=1, sampling=sampling)
+        return choices(model, compute, stage, topology)[0]
+
+    long, short = best(32_768), best(1024)
+    assert long.mesh.context > 1 and long.memory <= topology.chip.memory
+    monkeypatch.setattr(search, "_CONTEXTS", (1,))
+    assert best(32_768).memory > topology.chip.memory and best(1024) == short
+
+
+@pytest.mark.parametrize(
+    ("name", "arm"), [("skills_qwen2p5", "7b"), ("parallel_qwen2p5_7b", "x2"), ("explang_qwen3_4b", "explang")]
+)
+@pytest.mark.parametrize("where", ["v5e:8x8", "v5p:2x2x2", "h100:8"])
+def test_what_is_fast_with_whole_sequences_stays_first(name, arm, where, monkeypatch):
+    config, topology = load(f"configs/{name}.py", ["--arm", arm]), parse(where)
+    attention = attention_on(topology.chip, config.compute.attention)
+    compute = dataclasses.replace(config.compute, dtype="bfloat16", attention=attention)
+
+    def best() -> list[Choice]:
+        return [choices(model_of(config), compute, stage, topology)[0] for stage in config.stages if stage.num_steps]
+
+    split = best()
+    monkeypatch.setattr(search, "_CONTEXTS", (1,))
+    assert split == best() and {choice.mesh.context for choice in split} == {1}
 
 
 def test_a_time_is_that_of_the_slowest_resource():

@@ -102,6 +102,7 @@ def curve_table(points: Sequence[Point], chip: Chip) -> Table:
             continue
         m, c, (sent, took, waits, most) = point.choice.mesh, point.choice, point.sent(chip)
         figures = map(short, (c.memory / GIB, c.step_s, round(point.dollars(chip), 2)))
-        mesh, links = f"{m.data}×{m.fsdp}×{m.tensor}", (short(took), short(round(waits, 2)), short(sent / 1e9), most)
+        mesh = f"{m.data}×{m.fsdp}×{m.tensor}" + (f"×{m.context}" if m.context > 1 else "")
+        links = (short(took), short(round(waits, 2)), short(sent / 1e9), most)
         table.add_row(str(point.chips), mesh, *figures, point.bound(chip), *links)
     return table

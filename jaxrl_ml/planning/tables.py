@@ -106,7 +106,7 @@ def rates_assumed(chip: Chip) -> str:
 def sweep_table(ranked: Sequence[Choice], stage: Stage) -> Table:
     """Meshes and numbers of microbatches as they were ranked."""
     table = Table(
-        "data × fsdp × tensor",
+        "data × fsdp × tensor × context",
         "microbatches",
         "most memory, GiB",
         "a step, s",
@@ -115,5 +115,6 @@ def sweep_table(ranked: Sequence[Choice], stage: Stage) -> Table:
     )
     for choice in ranked:
         m = choice.mesh
-        table.add_row(f"{m.data} × {m.fsdp} × {m.tensor}", str(choice.microbatches), gib(choice.memory), short(choice.step_s))
+        axes = f"{m.data} × {m.fsdp} × {m.tensor} × {m.context}"
+        table.add_row(axes, str(choice.microbatches), gib(choice.memory), short(choice.step_s))
     return table
