@@ -61,7 +61,7 @@ def plan_table(found: Sequence[Estimate], topology: Topology) -> Table:
         "memory, GB a run": lambda e: short(e.work.bytes / 1e9),
         "sent, GB a run": lambda e: short(e.work.sent_bytes / 1e9),
         "in collectives": lambda e: short(e.work.calls.total()),
-        "their latency, s": lambda e: short(latency_seconds(e.work, chip)),
+        "their latency, s": lambda e: short(round(latency_seconds(e.work, chip), 3)),
         "a run, s": lambda e: short(seconds(e.work, chip).total),
         "bound by": lambda e: seconds(e.work, chip).bound,
         "compiled in": how,
@@ -89,7 +89,9 @@ def account(found: Sequence[Estimate], topology: Topology, attention: str) -> st
         f"limit, the cache at its widest; {how}; nothing of the host's.",
     ]
     if is_worked_out(found):
-        lines.append("Compiled, plans had up to 1.4 times the memory, and 1.9 times the bytes, that were worked out.")
+        lines.append(
+            "Compiled, plans had up to 1.4 times the memory, 4.5 times the bytes and 12 times the collectives worked out."
+        )
     return "\n".join(lines)
 
 
