@@ -13,7 +13,7 @@ Nothing was measured on an accelerator: figures are the compiler's or worked out
 assumptions that are printed. Attention of whole sequences is a run's own on TPU, which is splash unless the config says else,
 and the plain path for h100: cuDNN's kernel, which a run takes there, cannot be compiled without a GPU. Completions that are
 sampled by pieces are planned as if no row had stopped: all of them decoded on the first grid of rows, the cache at its widest.
-A sweep leaves sequences whole (mesh.context 1).
+A sweep splits sequences (mesh.context) over up to 8 devices where whole ones are slower or do not fit.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ import tyro
 from rich.console import Console
 
 from jaxrl_ml.cli import load, run_command
-from jaxrl_ml.config import Config, MeshConfig, ModelConfig, SFTStage, Stage
+from jaxrl_ml.config import Config, MeshConfig, ModelConfig, Stage
 from jaxrl_ml.planning.curve import curve, curve_table
 from jaxrl_ml.planning.models import shape_of
 from jaxrl_ml.planning.options import Options
 from jaxrl_ml.planning.roofline import estimates
-from jaxrl_ml.planning.search import choices, flags, microbatch_counts, remedies, splits
+from jaxrl_ml.planning.search import choices, flags, microbatch_counts, remedies, row_length, splits
 from jaxrl_ml.planning.tables import account, gib, heading, plan_table, rates_assumed, short, sweep_table
 from jaxrl_ml.planning.topology import CHIPS, Chip, Topology, attention_on, missing, parse, prepare_environment
 from jaxrl_ml.planning.work import Estimate, step_seconds
@@ -70,7 +70,7 @@ def _priced(chip: Chip, options: Options) -> Chip:
 def _curve(chip: Chip, console: Console) -> int:
     for _, points in groupby(curve(chip), key=lambda point: (point.model, point.scaling)):
         console.print(curve_table(list(points), chip))
-    console.print(f"{chip.price:g} dollars a chip-hour. {rates_assumed(chip)}; nothing of the host's, no latency.")
+    console.print(f"{chip.price:g} dollars a chip-hour. {rates_assumed(chip)}; nothing of the host's.")
     return 0
 
 
@@ -170,7 +170,7 @@ class Planner:
             f"{stage.num_microbatches}; "
             + (f"use {', '.join(map(str, allowed))}" if allowed else "use another mesh, or --sweep"),
         )
-        length = stage.sequence_length if isinstance(stage, SFTStage) else stage.sampling.max_completion_tokens
+        length = row_length(stage)
         require(length % mesh.context == 0, f"{stage.name}: {length} tokens cannot be split over mesh.context={mesh.context}")
         require(
             splits(c, mesh, weights),

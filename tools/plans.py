@@ -19,7 +19,7 @@ from jaxrl_ml.planning.curve import Point, curve
 from jaxrl_ml.planning.options import Options
 from jaxrl_ml.planning.tables import short
 from jaxrl_ml.planning.topology import CHIPS, GIB, Chip, parse
-from jaxrl_ml.planning.work import Estimate, seconds, step_seconds
+from jaxrl_ml.planning.work import Estimate, latency_seconds, seconds, step_seconds
 from jaxrl_ml.types import require
 
 SKILLS = ("Qwen2.5-7B (skills)", "configs/skills_qwen2p5.py", "--arm 7b", "grpo")
@@ -32,7 +32,9 @@ PLANS = (  # model, config, arm and stage; what is said of the topology, its nam
     (*EXPLANG, "8 v5p, fsdp 8", "v5p:2x2x2", ""),
     (*EXPLANG, "8 H100, fsdp 8", "h100:8", ""),
 )
-PLANS_HEAD = "program | arguments + temporaries, beside, GiB | of a chip | TFLOP | sent, GB | compiled in, s | a run, s"
+PLANS_HEAD = (
+    "program | arguments + temporaries, beside, GiB | of a chip | TFLOP | sent, GB; latency, s | compiled in, s | a run, s"
+)
 CURVE_CHIP, CURVE_COUNTS, LINKS_AT = "v5p", (8, 64, 512, 4096), 512
 CURVE_MODELS = {"Qwen2.5-1.5B": "1.5B", "Qwen2.5-7B": "7B", "Qwen2.5-32B": "32B"}
 SCALINGS = {"weak": "4 prompts a chip", "strong": "512 prompts"}
@@ -54,12 +56,12 @@ def plan_rows(model: str, config: str, arm: str, stage: str, where: str, topolog
 def cells(e: Estimate, chip: Chip) -> list[str]:
     """What a row tells of a program."""
     memory, took = e.memory, seconds(e.work, chip)
-    sent = e.work.sent_bytes / 1e9
+    sent, waits = e.work.sent_bytes / 1e9, latency_seconds(e.work, chip)
     return [
         f"{memory.arguments / GIB:.1f} + {memory.temporaries / GIB:.1f}, {memory.beside / GIB:.1f}",
         f"{memory.total / chip.memory:.0%}",
         short(e.work.flops / 1e12),
-        short(sent) if sent >= 0.01 else "0",
+        f"{short(sent) if sent >= 0.01 else '0'}; {short(round(waits, 2))}",
         f"{e.compile_s:.0f}",
         f"{short(took.total)}, {took.bound}" + (" (refused)" if e.refused else ""),
     ]
@@ -74,8 +76,9 @@ def curve_rows() -> Iterator[str]:
     for scaling, prompts in SCALINGS.items():
         for model, name in CURVE_MODELS.items():
             row = [told(points[model, scaling, n]) for n in CURVE_COUNTS]
-            sent, took, most = points[model, scaling, LINKS_AT].sent(chip)
-            yield f"| {name}, {prompts} | {' | '.join(row)} | {short(sent / 1e9)} GB in {short(took)} s, most by {most} |"
+            sent, took, waits, most = points[model, scaling, LINKS_AT].sent(chip)
+            links = f"{short(sent / 1e9)} GB in {short(took)} s, {short(waits)} of it latency, most by {most}"
+            yield f"| {name}, {prompts} | {' | '.join(row)} | {links} |"
 
 
 def told(point: Point) -> str:

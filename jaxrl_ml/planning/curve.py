@@ -8,7 +8,7 @@ the best number of microbatches (`search.choices`).
 
 The stage is that of `STAGE`: a group of 8, 1,024 + 1,024 tokens, KL, everything rematerialised, log-probs of 2,048 tokens of a
 row shard at a time, splash attention on TPU. A collective that spans more than a slice or node goes at the network's rate as a
-whole: hierarchical ones send less there. Latency is left out, which grows with the chips.
+whole: hierarchical ones send less there. Latency (`topology.Chip.latency`) is in the links' seconds, and its share is told.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from jaxrl_ml.planning.models import SHAPES
 from jaxrl_ml.planning.search import Choice, choices
 from jaxrl_ml.planning.tables import short
 from jaxrl_ml.planning.topology import GIB, Chip, Topology, attention_on
-from jaxrl_ml.planning.work import seconds
+from jaxrl_ml.planning.work import latency_seconds, seconds
 
 SIZES = ("Qwen2.5-1.5B", "Qwen2.5-7B", "Qwen2.5-32B")
 CHIPS = tuple(2**n for n in range(13))
@@ -63,14 +63,15 @@ class Point(NamedTuple):
             took[found.bound] += e.runs * found.total
         return took.most_common(1)[0][0]
 
-    def sent(self, chip: Chip) -> tuple[float, float, str]:
-        """Bytes that a chip sends a step, seconds that its links take for them, and which collective sends most of them."""
+    def sent(self, chip: Chip) -> tuple[float, float, float, str]:
+        """Bytes that a chip sends a step, seconds that its links take, how many of them latency, and what sends most bytes."""
         found = Counter()
         for e in self.choice.estimates:
             for (kind, devices, _), value in e.work.sent.items():
                 found[f"{kind} {devices}"] += e.runs * value
         took = sum(e.runs * seconds(e.work, chip).links for e in self.choice.estimates)
-        return sum(found.values()), took, found.most_common(1)[0][0] if found else ""
+        waits = sum(e.runs * latency_seconds(e.work, chip) for e in self.choice.estimates)
+        return sum(found.values()), took, waits, found.most_common(1)[0][0] if found else ""
 
 
 def curve(chip: Chip, sizes: Sequence[str] = SIZES, counts: Sequence[int] = CHIPS) -> Iterator[Point]:
@@ -92,15 +93,16 @@ def curve_table(points: Sequence[Point], chip: Chip) -> Table:
     kind = f"{PROMPTS_PER_CHIP} prompts a chip" if first.scaling == "weak" else f"{STRONG_PROMPTS} prompts"
     title = f"{first.model}, {first.scaling} scaling: {kind} × {STAGE.group_size}; {chip.name}, worked out"
     table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
-    for column in ("chips", "d×f×t", "GiB", "step\ns", "dol-\nlars", "bound\nby", "links\ns", "sent\nGB", "most by"):
+    for column in ("chips", "d×f×t", "GiB", "step\ns", "dol-\nlars", "bound\nby", "links\ns", "wait\ns", "sent\nGB", "most by"):
         table.add_column(column, no_wrap=True)
     for point in points:
         if not point.fits:
             what = ("no rows",) if point.choice is None else ("too big", short(point.choice.memory / GIB))
             table.add_row(str(point.chips), *what)
             continue
-        m, c, (sent, took, most) = point.choice.mesh, point.choice, point.sent(chip)
-        figures = map(short, (c.memory / GIB, c.step_s, point.dollars(chip)))
-        mesh, links = f"{m.data}×{m.fsdp}×{m.tensor}", (short(took), short(sent / 1e9), most)
+        m, c, (sent, took, waits, most) = point.choice.mesh, point.choice, point.sent(chip)
+        figures = map(short, (c.memory / GIB, c.step_s, round(point.dollars(chip), 2)))
+        mesh = f"{m.data}×{m.fsdp}×{m.tensor}" + (f"×{m.context}" if m.context > 1 else "")
+        links = (short(took), short(round(waits, 2)), short(sent / 1e9), most)
         table.add_row(str(point.chips), mesh, *figures, point.bound(chip), *links)
     return table

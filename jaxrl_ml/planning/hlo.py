@@ -173,8 +173,8 @@ class Module:
         operand = sum(a._replace(elsewhere=False).bytes for name in i.operands for a in self._arrays(inside, name))
         n = _group_size(i.rest, self.num_devices)
         factor = {"all-gather": n - 1, "all-reduce": 2 * (n - 1) / n, "collective-permute": 1}.get(kind, (n - 1) / n)
-        if n > 1 or kind == "collective-permute":
-            total.sent[kind, n, n] += operand * factor / (self._pieces[_channel(i)] if _is_chained(i) else 1)
+        pieces = self._pieces[_channel(i)] if _is_chained(i) else 1
+        total.send(kind, n, n, operand * factor / pieces, 1 / pieces)
 
     def _arrays(self, inside: dict[str, Instruction], name: str) -> list[Array]:
         return inside[name].arrays if name in inside else []

@@ -9,13 +9,14 @@ for TPU: auto is settled by `topology.attention_on`.
 and v5p, have of what is worked out: FLOPs 1.00, but 1.18 where XLA for H100 rematerialised an update by itself; memory with
 what lives beside 0.73 to 1.39, mostly 0.95 to 1.07; sent 0.86 to 1.43; bytes of decoding 1.08 to 1.34, of scores and updates
 0.68 to 0.87 on H100 and 1.9 to 4.5 on TPU, where XLA takes products with gathered weights in parts that it adds up in memory;
-the step's time 0.97 to 1.22.
+the step's time 0.97 to 1.22. Collectives called: gathering and prefill 0.72 to 1.00; decoding 1.0 where only rows are split,
+2.0 with language tags, 1.2 with 32 heads over 8 devices, 5.5 with 28 over 4, where XLA moves the softmax's maxima and sums
+about; scores and updates 0.65 to 0.76 on H100, and 5 to 12 on TPU, which gathers by permutes between neighbours.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -38,6 +39,8 @@ _SPLASH = _Attends(3 + 4, {"forward": 3, "update": 12}, {"forward": 2.0, "update
 # How often a layer's activations are passed over: as wide as the MLP, or as the model.
 _WIDE_PASSES, _NARROW_PASSES = {"forward": 5, "update": 20}, {"forward": 12, "update": 48}
 _DRAWN = 256  # tokens that one is drawn among: sampler.BLOCK
+_DRAWING = 7  # all-reduces over the tensor axis that drawing a token takes
+_MATRICES = 7  # of a layer
 _HEAD_PASSES = {"forward": 1, "update": 2}  # of log-probs: forwards, and backwards, where logits come again
 
 
@@ -196,13 +199,12 @@ class _Model:
         read, whole = 4 * self.local.total, sampling.gathered
         made = self.wide * (whole.layers + whole.tables) + 4 * whole.small
         f, x, layers, tables = self.fsdp, self.context, self.wide * self.local.layers, self.wide * self.local.tables
-        sent = Counter()
+        work, calls = Work(0.0, read + 2 * made), _MATRICES * self.c.num_layers + (1 if self.c.tie_embeddings else 2)
         if self.compute.sampling_weights == "split":
-            sent["all-to-all", f, self.span] = (layers + tables) * (f - 1) / f
+            work.send("all-to-all", f, self.span, (layers + tables) * (f - 1) / f, calls)
         else:  # over context layers are moved to heads, and tables, as XLA has it, made whole
-            sent["all-gather", f, self.span] = layers * (f / x - 1) + tables * (f - 1)
-            sent["all-to-all", x, x * self.tensor] = layers * (x - 1) / x
-        work = Work(0.0, read + 2 * made, +sent)
+            work.send("all-gather", f, self.span, layers * (f / x - 1) + tables * (f - 1), calls)
+            work.send("all-to-all", x, x * self.tensor, layers * (x - 1) / x, _MATRICES)
         spare = made * (0.9 if self.attends is _SPLASH else 1 / 8)  # TPU gathers into buffers of their own
         return Estimate("gather", work, Memory(read, made, spare, read + made + spare, held - read), 1)
 
@@ -218,7 +220,7 @@ class _Model:
         # Of the last layer only keys and values are used: the rest of it is not computed, nor is the head.
         unused = 2 * c.embed_dim * c.head_dim * c.num_heads / self.tensor + 3 * c.embed_dim * c.mlp_dim / self.tensor
         work.flops += self._layer_flops(q * P) - 2 * q * P * unused + 4 * scores.pairs * c.head_dim * (c.num_layers - 1)
-        work.sent = self._reduced(q * P, (2 * c.num_layers - 1) / (2 * c.num_layers + 1))
+        self._add_sums(work, q * P, 2 * c.num_layers - 1)
         temporaries = scores.written * self.attends.held["forward"] + hidden
         arguments = self._weights() - self.wide * (unused + (0 if c.tie_embeddings else self._head()))
         return Estimate("prefill", work, Memory(arguments, made, temporaries, arguments + made + temporaries, held), runs)
@@ -233,20 +235,20 @@ class _Model:
             + 2 * logits * c.embed_dim
             + 4 * self._score_elements(rows, 1, P + C) * c.head_dim * c.num_layers
         )
-        work = Work()
-        sent = self._reduced(rows)
-        if self.tensor > 1:  # and the block that a token is drawn from
-            sent["all-reduce", self.tensor, self.tensor] += self._summed(4 * rows * min(_DRAWN, c.vocab_size))
-        work.add(Work(flops, read + caches + 6 * 4 * logits, sent), C)
+        work, token = Work(), Work(flops, read + caches + 6 * 4 * logits)
+        self._add_sums(token, rows, 2 * c.num_layers + 1)
+        # And the block that a token is drawn from; then all shards of rows are asked whether any row goes on.
+        token.send("all-reduce", self.tensor, self.tensor, self._summed(4 * rows * min(_DRAWN, c.vocab_size)), _DRAWING)
+        token.send("all-reduce", self.row_shards, self.row_shards * self.tensor, 0.0, 1)
+        work.add(token, C)
         arguments = self._weights() + caches + 8 * rows * C
         temporaries, made = 4 * 4 * logits, caches + 8 * rows * C
         return Estimate("decode", work, Memory(arguments, made, temporaries, arguments + temporaries, held), runs)
 
-    def _reduced(self, tokens: float, times: float = 1) -> Counter:
-        """All-reduces of the activations of tokens a device over the tensor axis: two a layer, and one of the embedding."""
-        t = self.tensor
-        payload = tokens * self.c.embed_dim * self.wide * (2 * self.c.num_layers + 1)
-        return Counter({("all-reduce", t, t): times * self._summed(payload)} if t > 1 else {})
+    def _add_sums(self, work: Work, tokens: float, count: float, calls: float | None = None) -> None:
+        """All-reduces over tensor of the activations of tokens a device, `count` times; calls: where not as many."""
+        payload = tokens * self.c.embed_dim * self.wide * count
+        work.send("all-reduce", self.tensor, self.tensor, self._summed(payload), count if calls is None else calls)
 
     def _summed(self, payload: float) -> float:
         """Bytes that a device sends to sum so many over the tensor axis."""
@@ -257,9 +259,7 @@ class _Model:
         c = self.c
         wide = tokens * self.wide * c.mlp_dim / self.tensor * _WIDE_PASSES[kind]
         narrow = tokens * self.wide * c.embed_dim * _NARROW_PASSES[kind]
-        work = Work(0.0, c.num_layers * (wide + narrow + scores.written * self.attends.passes[kind]) + weights)
-        work.sent.update(self._reduced(tokens, 1 if kind == "forward" else 3))
-        return work
+        return Work(0.0, c.num_layers * (wide + narrow + scores.written * self.attends.passes[kind]) + weights)
 
     def pass_over(self, rows: _Rows, kind: str, state: float, cells: float, stage: Stage) -> tuple[Work, Memory]:
         """score ("forward"), update or fit: all microbatches of one run."""
@@ -275,11 +275,15 @@ class _Model:
         logits = M * slices * at_once  # the last slice overlaps the one before
         work = self._forward(tokens, scores, 0.0, kind)
         work.flops = self._pass_flops(tokens, scores.pairs, logits, update)
-        self._add_sequences(work, tokens, kind)
-        self._add_gathers(work, M, kind, 2 if rows.prompts and self.context > 1 else 1)
-        if update and self.tensor > 1:  # the gradient by the states that log-probs are taken of
-            by_hidden = self._summed(4 * head_tokens * c.embed_dim)
-            work.sent["all-reduce", self.tensor, self.tensor] += by_hidden
+        # Two a layer and one of the embedding; the update computes one again, and has two and a half as large for gradients.
+        sums = 2 * c.num_layers + 1
+        self._add_sums(work, tokens, 3 * sums if update else sums, M * (5 * c.num_layers + 1 if update else sums))
+        self._add_sequences(work, tokens, M, kind, 2 if rows.prompts else 1)
+        self._add_gathers(work, M, slices, kind, 2 if rows.prompts and self.context > 1 else 1)
+        by_hidden = (
+            self._summed(4 * head_tokens * c.embed_dim) if update else 0.0
+        )  # the gradient by what log-probs are taken of
+        work.send("all-reduce", self.tensor, self.tensor, by_hidden, M * (2 * slices + update))  # and a slice's maximum and sum
         by_hidden = slices * head_tokens * c.embed_dim if update else 0  # added to, slice by slice
         work.bytes += (
             4 * logits * (4 if update else 2) * 2 + M * 2 * self.wide * self._head() * _HEAD_PASSES[kind] + 8 * by_hidden
@@ -318,39 +322,36 @@ class _Model:
         # Chunks of the head are computed again whatever remat says.
         return 3 * layers + (1 + self.attends.backward / 2) * attention + again + 4 * head
 
-    def _add_gathers(self, work: Work, M: int, kind: str, gradients: int) -> None:
+    def _add_gathers(self, work: Work, M: int, slices: int, kind: str, apart: int) -> None:
         """The collectives of the weights, layers, embedding and head, a microbatch.
 
-        gradients: how many a layer has in one; where sequences are split, prompts and rows go through it apart.
+        apart: 2 where sequences are split, and prompts and rows go through a layer's attention apart: gradients of a layer too.
         """
-        f, d, update = self.fsdp, self.data, kind == "update"
+        f, d, L, update = self.fsdp, self.data, self.c.num_layers, kind == "update"
         head = table = self._head() / f
         passes = (2 if self.compute.remat == "full" else 1) if update else 1
-        if f > 1:
-            gathered = self.wide * (self.local.layers * passes + head * _HEAD_PASSES[kind]) + 4 * table
-            work.sent["all-gather", f, self.span] += M * gathered * (f - 1)
-            if update:
-                scattered = gradients * self.wide * self.local.layers + 4 * (table + head)
-                work.sent["reduce-scatter", f, self.span] += M * scattered * (f - 1)
-        if d > 1 and update:
-            work.sent["all-reduce", d, d * self.span] += 4 * M * self.local.total * 2 * (d - 1) / d
+        gathered = self.wide * (self.local.layers * passes + head * _HEAD_PASSES[kind]) + 4 * table
+        calls = passes * L * (_MATRICES + 4 * (apart - 1)) + slices * _HEAD_PASSES[kind] + 1
+        work.send("all-gather", f, self.span, M * gathered * (f - 1), M * calls)
+        if update:
+            scattered = apart * self.wide * self.local.layers + 4 * (table + head)
+            work.send("reduce-scatter", f, self.span, M * scattered * (f - 1), M * (apart * L * _MATRICES + 2))
+            work.send("all-reduce", d, d * self.span, 4 * M * self.local.total * 2 * (d - 1) / d, M * (L * _MATRICES + 2))
 
-    def _add_sequences(self, work: Work, tokens: float, kind: str) -> None:
+    def _add_sequences(self, work: Work, tokens: float, M: int, kind: str, apart: int) -> None:
         """The collectives of attention over sequences that are split: each device gathers the others' keys and values, or with
-        splash trades its tokens, of all heads, for all tokens of some.
+        splash trades its tokens, of all heads, for all tokens of some; `apart` times a layer.
         """
         c, x, update = self.c, self.context, kind == "update"
-        if x == 1:
-            return
-        kind, back, sent = "all-gather", "reduce-scatter", self._cache(tokens, 1) * (x - 1)
+        forth, back, sent, calls = "all-gather", "reduce-scatter", self._cache(tokens, 1) * (x - 1), 2
         if self.attends is _SPLASH:
             queries = self.wide * tokens * c.num_heads * c.head_dim * c.num_layers / self.tensor
-            kind = back = "all-to-all"
-            sent = (self._cache(tokens, 1) + 2 * queries) * (x - 1) / x  # and what comes out, as large as the queries
-        again = update and self.compute.remat != "none"
-        work.sent[kind, x, x * self.tensor] += sent * (1 + again)
+            forth = back = "all-to-all"
+            sent, calls = (self._cache(tokens, 1) + 2 * queries) * (x - 1) / x, 4  # and what comes out, as large as the queries
+        again, calls = update and self.compute.remat != "none", M * c.num_layers * apart * calls
+        work.send(forth, x, x * self.tensor, sent * (1 + again), calls * (1 + again))
         if update:
-            work.sent[back, x, x * self.tensor] += sent
+            work.send(back, x, x * self.tensor, sent, calls)
 
     def _temporaries(self, tokens: float, written: float, logits: float, M: int, kind: str, stage: Stage) -> float:
         """Bytes held in the pass over a microbatch, of tokens a device; written: by a layer's attention; logits: of a slice."""

@@ -15,6 +15,7 @@ from jaxrl_ml.planning.roofline import estimates
 from jaxrl_ml.planning.topology import Topology
 from jaxrl_ml.planning.work import Estimate, step_seconds
 
+_CONTEXTS = (1, 2, 4, 8)  # devices that a sequence is split over
 _AMPLE = 0.8  # of a chip's memory: what is worked out may be a fifth too low
 
 
@@ -32,13 +33,20 @@ class Choice(NamedTuple):
         return max(e.memory.total for e in self.estimates)
 
 
-def meshes(c: ModelConfig, num_devices: int) -> Iterator[MeshConfig]:
-    """The meshes of so many devices, sequences whole, that the model's sizes can be split over."""
+def meshes(c: ModelConfig, num_devices: int, length: int = 1, sampling_weights: str = "gathered") -> Iterator[MeshConfig]:
+    """The meshes of so many devices that the model's sizes, and `length` tokens of a row, can be split over."""
     for tensor in _divisors(num_devices):
-        for fsdp in _divisors(num_devices // tensor):
-            mesh = MeshConfig(num_devices // tensor // fsdp, fsdp, tensor)
-            if splits(c, mesh):
-                yield mesh
+        for context in (n for n in _CONTEXTS if num_devices // tensor % n == 0 and length % n == 0):
+            rest = num_devices // tensor // context
+            for fsdp in _divisors(rest):
+                mesh = MeshConfig(rest // fsdp, fsdp, tensor, context)
+                if splits(c, mesh, sampling_weights):
+                    yield mesh
+
+
+def row_length(stage: Stage) -> int:
+    """Tokens of a row, which mesh.context must divide."""
+    return stage.sequence_length if isinstance(stage, SFTStage) else stage.sampling.max_completion_tokens
 
 
 def splits(c: ModelConfig, mesh: MeshConfig, sampling_weights: str = "gathered") -> bool:
@@ -65,11 +73,11 @@ def choices(c: ModelConfig, compute: ComputeConfig, stage: Stage, topology: Topo
     """
     limit, found, least = topology.chip.memory, [], []
 
-    def rank(choice: Choice, then: float) -> tuple[float, float, float]:
-        """What is as fast within a few per cent is told apart by memory beyond `_AMPLE`, then by `then`."""
-        return float(f"{choice.step_s:.1e}"), max(_AMPLE, choice.memory / limit), then
+    def rank(choice: Choice, then: float) -> tuple[float, float, int, float]:
+        """What is as fast within a few per cent is told apart by memory beyond `_AMPLE`, by parts of a sequence, by `then`."""
+        return float(f"{choice.step_s:.1e}"), max(_AMPLE, choice.memory / limit), choice.mesh.context, then
 
-    for mesh in meshes(c, topology.num_devices):
+    for mesh in meshes(c, topology.num_devices, row_length(stage), compute.sampling_weights):
         counts = []
         for count in microbatch_counts(stage, mesh.data * mesh.fsdp):
             worked_out = estimates(c, compute, mesh, dataclasses.replace(stage, num_microbatches=count))
@@ -162,10 +170,11 @@ def _in_parts(
 ) -> Iterator[tuple[str, ComputeConfig, MeshConfig, Stage]]:
     """Sequences over some of the devices that rows are over, in more microbatches than these allow: for long completions."""
     allowed = microbatch_counts(stage, mesh.data * mesh.fsdp)
-    for context in (2, 4, 8):
-        if mesh.fsdp % context or mesh.context * context > 8 or stage.sampling.max_completion_tokens % (mesh.context * context):
+    for context in _CONTEXTS[1:]:
+        whole = mesh.context * context
+        if mesh.fsdp % context or whole > _CONTEXTS[-1] or row_length(stage) % whole:
             continue
-        parts = dataclasses.replace(mesh, fsdp=mesh.fsdp // context, context=mesh.context * context)
+        parts = dataclasses.replace(mesh, fsdp=mesh.fsdp // context, context=whole)
         if not splits(c, parts, compute.sampling_weights):
             continue
         for count in microbatch_counts(stage, parts.data * parts.fsdp):

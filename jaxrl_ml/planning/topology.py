@@ -10,6 +10,10 @@ Sources, looked up on 25 November 2026:
   links: 400, 1,200 and 800 GB/s a chip, all axes, in and out). A link is what a chip sends over one axis, both ways;
 - H100 SXM5: NVIDIA's figures for dense bf16, memory and NVLink (900 GB/s, in and out) and 400 Gbit/s of network a GPU, as in
   the same book's chapter on GPUs;
+- latencies of TPUs: 1 µs a hop, from the same book's chapter on sharding, and 5 to start, which is what its profile of a small
+  all-gather on 4 v5e took (8 µs) beyond its 3 hops. For their network no source was found: 10 a stage is an assumption;
+- latencies of H100: those by which NVIDIA's NCCL chooses between algorithms (src/graph/tuning.cc at b647562, its low-latency
+  protocol): 6.6 µs to start a ring and 0.6 a step over NVLink, 5 a stage of a tree over the network;
 - prices, US dollars a chip-hour on demand: v5e and v5p from the same book, which quotes cloud.google.com/tpu/pricing of 2025;
   v6e and H100 are no vendor's page but the order of what others quoted in 2025 and 2026 (2 to 4 dollars for an H100 of a GPU
   cloud, more elsewhere). They change: give yours with --price.
@@ -25,9 +29,22 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxrl_ml.types import UserError, require
+
+
+class Latency(NamedTuple):
+    """Seconds that a collective takes however little it sends: to start, and for each hop."""
+
+    start: float
+    hop: float  # to the next device of a ring
+    ways: int  # that a ring is gone round at once
+    axis: int  # devices of the longest ring; a larger group has several, one after the other
+    stage: float  # of a tree over slices or nodes
+
+
+_ICI, _NCCL, _HOST = Latency(5e-6, 1e-6, 2, 16, 1e-5), Latency(6.6e-6, 0.6e-6, 1, 8, 5e-6), Latency(1e-5, 1e-6, 1, 8, 1e-5)
 
 
 @dataclass(frozen=True)
@@ -42,16 +59,38 @@ class Chip:
     network: float  # bytes/s that it sends beyond
     largest: int  # chips of the largest slice or node
     price: float  # US dollars an hour
+    wait: Latency
+
+    def latency(self, kind: str, devices: int, span: int) -> float:
+        """Seconds that a collective of a group takes beside its bytes' time; 0 for one device.
+
+        An all-gather hands each device's part round a ring until the farthest has it: n − 1 hops, or half as many, rounded up,
+        both ways at once. A reduce-scatter and an all-to-all take as many; an all-reduce is a reduce-scatter and an all-gather,
+        and takes twice as many; a permute takes one. A group that is larger than an axis of the torus goes along one after the
+        other: on 16×16 chips 8 + 8 hops, not 128. One that spans several slices or nodes goes through a tree over these too.
+        Rings are taken to close, which those along an axis of v5e or v6e do at 16 chips only.
+        """
+        if devices == 1:
+            return 0.0
+        wait, parts = self.wait, min(devices, math.ceil(span / self.largest))
+        hops, left = 0, math.ceil(devices / parts)
+        while left > 1:
+            hops += math.ceil((min(left, wait.axis) - 1) / wait.ways)
+            left = math.ceil(left / wait.axis)
+        if kind == "collective-permute":
+            hops, parts = min(hops, 1), min(parts, 2)
+        once = hops * wait.hop + math.ceil(math.log2(parts)) * wait.stage
+        return wait.start + (2 if kind == "all-reduce" else 1) * once
 
 
 GIB = 2**30
 CHIPS = {
     # The compiler gives a v5e program 15.75 GiB of its 16, and so on.
-    "v5e": Chip("v5e", int(15.75 * GIB), 197e12, 819e9, 90e9, 3.1e9, 256, 1.20),
-    "v5p": Chip("v5p", int(95.74 * GIB), 459e12, 2765e9, 180e9, 6.2e9, 8960, 4.20),
-    "v6e": Chip("v6e", int(31.25 * GIB), 918e12, 1638e9, 180e9, 12.5e9, 256, 2.70),
-    "h100": Chip("h100", int(79.1 * GIB), 989e12, 3352e9, 450e9, 50e9, 8, 3.00),
-    "cpu": Chip("cpu", 8 * GIB, 50e9, 10e9, 5e9, 1e9, 8, 0.0),  # of one core, so that plans can be tried anywhere
+    "v5e": Chip("v5e", int(15.75 * GIB), 197e12, 819e9, 90e9, 3.1e9, 256, 1.20, _ICI),
+    "v5p": Chip("v5p", int(95.74 * GIB), 459e12, 2765e9, 180e9, 6.2e9, 8960, 4.20, _ICI),
+    "v6e": Chip("v6e", int(31.25 * GIB), 918e12, 1638e9, 180e9, 12.5e9, 256, 2.70, _ICI),
+    "h100": Chip("h100", int(79.1 * GIB), 989e12, 3352e9, 450e9, 50e9, 8, 3.00, _NCCL),
+    "cpu": Chip("cpu", 8 * GIB, 50e9, 10e9, 5e9, 1e9, 8, 0.0, _HOST),  # of one core, so that plans can be tried anywhere
 }
 
 # What XLA must know of an H100 to compile for one, as a `stream_executor.GpuTargetConfigProto`.

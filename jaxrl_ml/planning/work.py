@@ -1,7 +1,9 @@
 """What a program takes: work, memory and, on a chip, time.
 
 A time is that of the slowest of three: matrix products at `FLOPS_SHARE` of the chip's peak, memory at `BANDWIDTH_SHARE` and
-links at `LINK_SHARE` of their rates. The shares are assumptions, not measurements; so is that the three overlap.
+links at `LINK_SHARE` of their rates, with each collective's latency on top. The shares are assumptions, not measurements; so is
+that the three overlap, latencies too, asynchronous or not. Sums over a tensor axis, which what comes next waits for, do not: a
+program that has many small ones, as decoding has, takes up to the sum of its times.
 """
 
 from __future__ import annotations
@@ -26,12 +28,21 @@ class Work:
     flops: float = 0.0  # of matrix products
     bytes: float = 0.0  # to and from its memory
     sent: Counter = field(default_factory=Counter)  # {(kind of collective, devices a group, span): bytes sent}
+    calls: Counter = field(default_factory=Counter)  # as often as each of these is called
+
+    def send(self, kind: str, devices: int, span: int, size: float, calls: float) -> None:
+        """Counts collectives that send `size` bytes together; a group of one sends nothing."""
+        if devices == 1:
+            return
+        self.sent[kind, devices, span] += size
+        self.calls[kind, devices, span] += calls
 
     def add(self, other: Work, times: float = 1) -> None:
         self.flops += times * other.flops
         self.bytes += times * other.bytes
-        for key, value in other.sent.items():
-            self.sent[key] += times * value
+        for mine, others in ((self.sent, other.sent), (self.calls, other.calls)):
+            for key, value in others.items():
+                mine[key] += times * value
 
     @property
     def sent_bytes(self) -> float:
@@ -85,7 +96,13 @@ class Seconds(NamedTuple):
 def seconds(work: Work, chip: Chip) -> Seconds:
     """The time of a run. Collectives that span more than a slice or node go at the network's rate."""
     links = sum(b / (LINK_SHARE * (chip.link if span <= chip.largest else chip.network)) for (*_, span), b in work.sent.items())
+    links += latency_seconds(work, chip)
     return Seconds(work.flops / (FLOPS_SHARE * chip.flops), work.bytes / (BANDWIDTH_SHARE * chip.bandwidth), links)
+
+
+def latency_seconds(work: Work, chip: Chip) -> float:
+    """What of a run's time for links is latency."""
+    return sum(calls * chip.latency(*key) for key, calls in work.calls.items())
 
 
 def step_seconds(estimates: list[Estimate], chip: Chip) -> float:
