@@ -23,13 +23,13 @@ import jax.numpy as jnp
 from jaxrl_ml import compaction
 from jaxrl_ml.compaction import Grid
 from jaxrl_ml.config import SamplingConfig
+from jaxrl_ml.config.model import block_size
 from jaxrl_ml.languages import tags
 from jaxrl_ml.models.attention import MASKED
 from jaxrl_ml.models.transformer import KVCache, PromptCache, Transformer
 from jaxrl_ml.types import Params, Prompts, Rollout, Tags, TagTrie
 
 FIRST_WIDTH = 128
-BLOCK = 256  # tokens drawn among at a time, at most
 
 
 class Settings(NamedTuple):
@@ -100,15 +100,6 @@ def truncate(logits: jax.Array, settings: Settings) -> jax.Array:
     keep = (before < settings.top_p) & (probs >= settings.min_p * probs[:, :1]) & (ordered > MASKED)
     cutoff = jnp.min(jnp.where(keep | (rank == 0), ordered, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(logits >= cutoff, logits, MASKED)
-
-
-def block_size(V: int) -> int:
-    """Tokens drawn among at a time: a power of two up to BLOCK of which an eighth of a vocabulary has a whole number.
-
-    So blocks stay where up to eight devices split a real vocabulary, and depend on it alone. BLOCK where none is 16 or more.
-    """
-    even = V & -V  # the largest power of two that divides it
-    return min(BLOCK, even // 8) if even >= 8 * 16 else min(BLOCK, V)
 
 
 def draw(logits: jax.Array, keys: jax.Array, settings: Settings, truncates: bool) -> tuple[jax.Array, jax.Array]:

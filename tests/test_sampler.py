@@ -13,6 +13,7 @@ from conftest import TINY, Policy
 
 from jaxrl_ml import sampler
 from jaxrl_ml.config import ComputeConfig, MeshConfig, SamplingConfig
+from jaxrl_ml.config.model import BLOCK, block_size
 from jaxrl_ml.models import hf
 from jaxrl_ml.models.attention import MASKED
 from jaxrl_ml.programs import Programs
@@ -227,13 +228,13 @@ def test_widths_of_the_cache_double_up_to_the_completion(C):
 
 @pytest.mark.parametrize("V", [49_152, 128_256, 151_936, 152_064])
 def test_blocks_of_real_vocabularies_stay_whole_on_eight_devices(V):
-    assert 16 <= sampler.block_size(V) <= sampler.BLOCK
-    assert V % (8 * sampler.block_size(V)) == 0
+    assert 16 <= block_size(V) <= BLOCK
+    assert V % (8 * block_size(V)) == 0
 
 
 @pytest.mark.parametrize("V", [1, 48, 117, 50_257])
 def test_blocks_of_other_vocabularies_are_as_large_as_may_be(V):
-    assert sampler.block_size(V) == min(sampler.BLOCK, V)
+    assert block_size(V) == min(BLOCK, V)
 
 
 def test_top_k_of_one_is_greedy_and_certain(one):
@@ -301,11 +302,11 @@ def test_draws_follow_the_softmax_of_what_is_left(sampling):
 
 
 def test_draws_among_many_blocks_follow_the_softmax_and_never_take_what_is_masked():
-    V, count = 3 * sampler.BLOCK - 5, 20_000
+    V, count = 3 * BLOCK - 5, 20_000
     rng = np.random.default_rng(0)
     logits = rng.normal(size=V).astype(np.float32)
     logits[rng.random(V) < 0.5] = MASKED
-    logits[: sampler.BLOCK] = MASKED  # a whole block
+    logits[:BLOCK] = MASKED  # a whole block
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(7), i))(jnp.arange(count))
     settings = sampler.settings_of(SamplingConfig())
     draw = jax.jit(lambda keys: sampler.draw(jnp.tile(logits, (count, 1)), keys, settings, False))

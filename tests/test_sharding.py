@@ -16,8 +16,8 @@ from conftest import TINY, Policy
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxrl_ml import programs as programs_module
-from jaxrl_ml import sampler
 from jaxrl_ml.config import ComputeConfig, Config, GRPOStage, MeshConfig, ModelConfig, SamplingConfig, SFTStage
+from jaxrl_ml.config import model as model_config
 from jaxrl_ml.grpo import GRPO
 from jaxrl_ml.models.transformer import Transformer
 from jaxrl_ml.programs import Programs
@@ -234,7 +234,7 @@ def test_no_program_holds_whole_what_is_split(name, axes, capfd, monkeypatch):
     """Neither vocabulary, MLP nor heads whole on a device, nor more layers' weights than one, nor activations of all rows or,
     where there is a context axis, of whole sequences.
     """
-    monkeypatch.setattr(sampler, "BLOCK", 13)  # of V = 208: a token is drawn within a block, which is whole
+    monkeypatch.setattr(model_config, "BLOCK", 13)  # of V = 208: a token is drawn within a block, which is whole
     compiled = Abstract(axes).compiled(name)
     tensor, context = axes["tensor"], axes.get("context", 1)
     if name in ("gather", "begin", "decode"):

@@ -63,6 +63,19 @@ COLUMNS = 128
 """Of the vocabulary, that a slice has a multiple of, as narrower products fill no vector unit; slices are otherwise even."""
 
 
+BLOCK = 256
+"""Tokens of the vocabulary that one is drawn among at a time, at most."""
+
+
+def block_size(vocab_size: int) -> int:
+    """Tokens drawn among at a time: a power of two up to BLOCK of which an eighth of a vocabulary has a whole number.
+
+    So blocks stay where up to eight devices split a real vocabulary, and depend on it alone. BLOCK where none is 16 or more.
+    """
+    even = vocab_size & -vocab_size  # the largest power of two that divides it
+    return min(BLOCK, even // 8) if even >= 8 * 16 else min(BLOCK, vocab_size)
+
+
 @dataclass(frozen=True)
 class ComputeConfig:
     """How the model is computed."""

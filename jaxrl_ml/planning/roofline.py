@@ -21,6 +21,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from jaxrl_ml.config import ComputeConfig, GRPOStage, MeshConfig, ModelConfig, SFTStage, Stage
+from jaxrl_ml.config.model import block_size
 from jaxrl_ml.planning.work import Estimate, Memory, Work
 
 
@@ -38,7 +39,6 @@ _PLAIN = _Attends(4, {"forward": 7, "update": 24}, {"forward": 1.0, "update": 2.
 _SPLASH = _Attends(3 + 4, {"forward": 3, "update": 12}, {"forward": 2.0, "update": 4.0})
 # How often a layer's activations are passed over: as wide as the MLP, or as the model.
 _WIDE_PASSES, _NARROW_PASSES = {"forward": 5, "update": 20}, {"forward": 12, "update": 48}
-_DRAWN = 256  # tokens that one is drawn among: sampler.BLOCK
 _DRAWING = 7  # all-reduces over the tensor axis that drawing a token takes
 _MATRICES = 7  # of a layer
 _HEAD_PASSES = {"forward": 1, "update": 2}  # of log-probs: forwards, and backwards, where logits come again
@@ -187,8 +187,8 @@ class _Model:
         return _Scores(pairs, self._cache(rows, queries + shared, self.context) / self.c.num_layers)
 
     def _part(self, tokens: int) -> float:
-        """Tokens of a sequence on a device: one that context does not divide is whole on each."""
-        return tokens / self.context if tokens % self.context == 0 else tokens
+        """Tokens of a sequence on a device, some of them to fill it up."""
+        return math.ceil(tokens / self.context)
 
     def _cache(self, rows: float, width: float, more: int = 1) -> float:
         """Bytes of keys and values; heads over `more` devices than tensor."""
@@ -199,12 +199,13 @@ class _Model:
         read, whole = 4 * self.local.total, sampling.gathered
         made = self.wide * (whole.layers + whole.tables) + 4 * whole.small
         f, x, layers, tables = self.fsdp, self.context, self.wide * self.local.layers, self.wide * self.local.tables
-        work, calls = Work(0.0, read + 2 * made), _MATRICES * self.c.num_layers + (1 if self.c.tie_embeddings else 2)
+        tables_calls = 1 if self.c.tie_embeddings else 2
+        work, calls = Work(0.0, read + 2 * made), _MATRICES * self.c.num_layers + tables_calls
         if self.compute.sampling_weights == "split":
             work.send("all-to-all", f, self.span, (layers + tables) * (f - 1) / f, calls)
-        else:  # over context layers are moved to heads, and tables, as XLA has it, made whole
-            work.send("all-gather", f, self.span, layers * (f / x - 1) + tables * (f - 1), calls)
-            work.send("all-to-all", x, x * self.tensor, layers * (x - 1) / x, _MATRICES)
+        else:  # what context splits is moved to heads, MLP and vocabulary first
+            work.send("all-to-all", x, x * self.tensor, (layers + tables) * (x - 1) / x, _MATRICES + tables_calls)
+            work.send("all-gather", f // x, self.span, (layers + tables) * (f // x - 1), calls)
         spare = made * (0.9 if self.attends is _SPLASH else 1 / 8)  # TPU gathers into buffers of their own
         return Estimate("gather", work, Memory(read, made, spare, read + made + spare, held - read), 1)
 
@@ -238,7 +239,7 @@ class _Model:
         work, token = Work(), Work(flops, read + caches + 6 * 4 * logits)
         self._add_sums(token, rows, 2 * c.num_layers + 1)
         # And the block that a token is drawn from; then all shards of rows are asked whether any row goes on.
-        token.send("all-reduce", self.tensor, self.tensor, self._summed(4 * rows * min(_DRAWN, c.vocab_size)), _DRAWING)
+        token.send("all-reduce", self.tensor, self.tensor, self._summed(4 * rows * block_size(c.vocab_size)), _DRAWING)
         token.send("all-reduce", self.row_shards, self.row_shards * self.tensor, 0.0, 1)
         work.add(token, C)
         arguments = self._weights() + caches + 8 * rows * C
