@@ -285,6 +285,7 @@ def _attention_error(arrays: list, mask: np.ndarray, before: np.ndarray, probe: 
 
     from jaxrl_ml.config import MeshConfig, ModelConfig
     from jaxrl_ml.models.attention import attention
+    from jaxrl_ml.models.kernels import Causal
     from jaxrl_ml.programs import resolve_kernel
     from jaxrl_ml.sharding import Layout, make_mesh
 
@@ -292,7 +293,7 @@ def _attention_error(arrays: list, mask: np.ndarray, before: np.ndarray, probe: 
     model = ModelConfig(num_heads=N, num_kv_heads=arrays[1].shape[1], head_dim=H)
     layout = Layout(make_mesh(MeshConfig(), jax.local_devices()[:1]))
     kernel = resolve_kernel("auto", dtype, layout, model) if dtype == "bfloat16" and c > 1 else None
-    attend, seen = (attention, jnp.asarray(mask)) if kernel is None else (kernel, kernel.causal(jnp.ones((1, c), jnp.int32)))
+    attend, seen = (attention, jnp.asarray(mask)) if kernel is None else (kernel, Causal(jnp.ones((1, c), jnp.int32)))
     rounded = [jnp.asarray(x, dtype) for x in (*arrays, probe)]
 
     def total(*arrays):

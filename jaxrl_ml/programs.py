@@ -30,7 +30,7 @@ from jaxrl_ml import compaction, sampler, update
 from jaxrl_ml.config import ComputeConfig, GRPOStage, LoRAConfig, ModelConfig, SFTStage
 from jaxrl_ml.losses import Slicing
 from jaxrl_ml.models import lora
-from jaxrl_ml.models.kernels import Kernel
+from jaxrl_ml.models.kernels import Kernel, on_one_device
 from jaxrl_ml.models.transformer import Transformer, extend_vocabulary, unstack
 from jaxrl_ml.sharding import BETWEEN, SAMPLING, SPLIT_SAMPLING, TRAINING, Layout
 from jaxrl_ml.types import Params, Prompts, Rollout, Tags, TagTrie, TrainState, require
@@ -58,7 +58,7 @@ def resolve_kernel(name: str, dtype: Any, layout: Layout, config: ModelConfig) -
         own = {"tpu": "splash", "gpu": "cudnn"}.get(platform, "plain")
         name = own if runs[own] else "plain"
     if name == "plain":
-        return Kernel("plain", layout.local) if layout.parts("sequence") > 1 else None
+        return None
     need = {"splash": "a TPU", "cudnn": "a GPU, 16-bit arithmetic, a head_dim that is a multiple of 8 up to 128"}[name]
     require(
         runs[name],
@@ -80,8 +80,13 @@ class Programs:
         kernel, sampling_kernel = (
             resolve_kernel(compute.attention, dtype, layout, config) for layout in (self.layout, sampling)
         )
-        self.model = Transformer(config, dtype, compute.remat, self.layout.constrain, kernel, self.layout.parts("sequence"))
-        self.sampling_model = Transformer(config, dtype, "none", sampling.constrain, sampling_kernel)
+        parts = self.layout.parts("sequence")
+        local = self.layout.local if parts > 1 else on_one_device
+        self.model = Transformer(config, dtype, compute.remat, self.layout.constrain, kernel, local, parts)
+        # Fewer key/value heads than devices would be repeated for each token.
+        own = mesh.size > 1 and config.num_kv_heads % sampling.parts("kv_heads") == 0
+        local = sampling.local if own else on_one_device
+        self.sampling_model = Transformer(config, dtype, "none", sampling.constrain, sampling_kernel, local)
         self.param_shapes = jax.eval_shape(self.model.init, jax.random.key(0))
         self.param_shardings = self.layout.tree(self.model.axes(), self.param_shapes)
         weights = jax.eval_shape(self._to_sampling, self.param_shapes)

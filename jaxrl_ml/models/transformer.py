@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_ml.config import ModelConfig
-from jaxrl_ml.models.attention import attention, segment_mask
-from jaxrl_ml.models.kernels import Causal, Kernel
+from jaxrl_ml.models.attention import segment_mask
+from jaxrl_ml.models.kernels import Causal, Kernel, Local, on_one_device, plain
 from jaxrl_ml.models.layers import Block, Constrain, RMSNorm, rope_frequencies, unattended, unconstrained
 from jaxrl_ml.models.lora import merge_layer
 from jaxrl_ml.types import Params
@@ -55,6 +55,8 @@ class Transformer:
     constrain: Constrain = unconstrained
     kernel: Kernel | None = None
     """What attends in whole sequences; None: the plain path, as in decoding."""
+    local: Local = on_one_device
+    """How the plain path is run."""
     context: int = 1
     """Parts that sequences are split in."""
 
@@ -182,11 +184,11 @@ class Transformer:
         return [self._normed(params, x) for x in xs[1:]]
 
     def _attend(self, q, k, v, seen: Causal | jax.Array, prompt: tuple | None = None) -> jax.Array:
-        return (self.kernel if isinstance(seen, Causal) else attention)(q, k, v, seen, prompt)
+        return self.kernel(q, k, v, seen, prompt) if isinstance(seen, Causal) else plain(self.local, q, k, v, seen, prompt)
 
     def _causal(self, segments: jax.Array) -> Causal | jax.Array:
         """What tokens of the segments see, as the kernel, or else the plain path, takes it."""
-        return segment_mask(segments) if self.kernel is None else self.kernel.causal(segments)
+        return segment_mask(segments) if self.kernel is None else Causal(segments)
 
     def _angles(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
         frequencies = rope_frequencies(self.config.head_dim, self.config.rope_theta, self.config.rope_scaling)
