@@ -3,7 +3,8 @@
 In: a config with evaluations, such as one for each benchmark and language (`configs/transfer_observational.py`), and models:
 Hugging Face or run folders, called by their folders' names. A *cell* is a model on an evaluation. Out: each cell as `evaluate`
 writes it, OUT/MODEL/evaluations/EVALUATION.json, and OUT/results.csv with a row a cell. A cell that is there is not done again,
-so a study that was stopped goes on with the same command, with more models or evaluations, too.
+so a study that was stopped goes on with the same command, with more models or evaluations, too. Of a run its best checkpoint is
+taken, or else its latest, and a cell of another one is refused.
 
 `python -m jaxrl_ml.analyze transfer OUT/MODEL --base OUT/MODEL --name '*' …` reads a model's cells as one.
 """
@@ -25,7 +26,7 @@ from jaxrl_ml import storage
 from jaxrl_ml.cli import first_difference, load, resolved, run_command
 from jaxrl_ml.evaluate import StoredModel, write_result
 from jaxrl_ml.metrics import plain, visible
-from jaxrl_ml.types import UserError
+from jaxrl_ml.types import UserError, require
 
 SHOWN = {"accuracy": "{:.1%}", "truncated": "{:.1%}", "language/off_target": "{:.1%}", "length_tokens": "{:.0f}"}
 
@@ -49,6 +50,8 @@ def _observe(
         arm: Which of the config file's arms.
         out: Folder of the results; by default the config's run_dir.
     """
+    from jaxrl_ml.pretrained import best_step
+
     settings = load(config, [] if arm is None else ["--arm", arm])
     models = tuple(storage.at(model) for model in models)
     names = [model.resolve().name for model in models]
@@ -61,19 +64,18 @@ def _observe(
             raise UserError(f"two models are called {name}: results are kept by the folder's name, so rename one")
     place = storage.at(settings.run_dir if out is None else out)
     out = storage.local(place)
+    require(not out.exists() or out.is_dir(), f"--out {out} is a file; give a folder")
     cells = {}
     for source, name in zip(models, names, strict=True):
-        asked = {
-            evaluation.name: {"source": str(source.resolve()), "seed": settings.seed, "evaluation": plain(resolved(evaluation))}
-            for evaluation in settings.evaluations
-        }
+        about = {"source": str(source.resolve()), "step": best_step(source), "seed": settings.seed}
+        asked = {one.name: {**about, "evaluation": plain(resolved(one))} for one in settings.evaluations}
         paths = {evaluation: out / name / "evaluations" / f"{evaluation}.json" for evaluation in asked}
         found = {evaluation: _finished(path, asked[evaluation]) for evaluation, path in paths.items()}
         missing = [evaluation for evaluation in settings.evaluations if found[evaluation.name] is None]
         if missing:
-            model = StoredModel(source, settings)
+            model = StoredModel(source, settings, about["step"])
             for evaluation, result in zip(missing, model.run(missing), strict=True):
-                write_result(paths[evaluation.name], result, {**asked[evaluation.name], "step": model.step})
+                write_result(paths[evaluation.name], result, asked[evaluation.name])
                 found[evaluation.name] = result.metrics
                 storage.push(place)
                 print(f"wrote {place / paths[evaluation.name].relative_to(out)}", flush=True)
