@@ -123,6 +123,7 @@ DEPARTURES = {
         ("3.5", "3 1/2"), ("\\frac{3}{2}", "1 1/2"),
     ],
     "a semicolon in an interval, where a comma is the decimal sign": [("[1,5)", "[1; 5)"), ("[1,5)", "[1,0;5,0)")],
+    "the text of a choice beside its letter": [("C", "\\text{(C) }5"), ("C", "C) 5"), ("C", "C: 5")],
     "a full stop or bold marks around the answer, which math-verify cannot parse": [
         ("42", "42."), ("3.5", "3.5."), ("A", "A."), ("5", "**5**"),
     ],

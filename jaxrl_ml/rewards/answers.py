@@ -15,7 +15,8 @@ with these departures, all of them towards how numbers are written outside Engli
 5. `1 1/2` is a mixed number (math-verify reads 1).
 6. A full stop or `**` around the answer, a currency sign, and units such as `km/h`, `cm^2`, `dollars`, `часов` or `個`
    (`units.py`) are dropped.
-7. In brackets `;` parts numbers as `,` does: `[1,5; 2)` is from 1.5 to 2 (of intervals math-verify knows `,` alone).
+7. A choice, A to J, may be followed by its text: `C) 5 eV`.
+8. In brackets `;` parts numbers as `,` does: `[1,5; 2)` is from 1.5 to 2 (of intervals math-verify knows `,` alone).
 
 The text is hostile: no step costs more than its length, and numbers are computed with only when they are short.
 """
@@ -156,6 +157,8 @@ def judge(gold: str, answer: str) -> bool | tuple[str, str]:
     if gold == answer:
         return True
     golden, given = _read(gold), _read(_ASSIGNMENT.sub("", answer))
+    if isinstance(golden, str) and given is None and (chosen := _CHOSEN.fullmatch(_tidied(answer))):
+        given = chosen[1]
     match golden, given:
         case Number(), Number() if not (golden.listlike and given.listlike):
             verdict = _equal(golden, given)
@@ -212,7 +215,8 @@ _TIDY = tuple(
 _ASSIGNMENT = re.compile(r"^[a-zA-Z]\s?=(?!.*=)")  # `x = 3` is 3, where the gold answer is a number
 _BRACKETED = re.compile(r"(?<=[(\[])[^()\[\]]*+(?=[)\]])")
 _INNER_COMMA = re.compile(r"(?<=\d),(?=\d)")
-_CHOICE = re.compile(r"\s*\(?\s*([A-Da-d])\s*\)?\s*")
+_CHOICE = re.compile(r"\s*\(?\s*([A-Da-d]|[E-J])\s*\)?\s*")
+_CHOSEN = re.compile(r"\s*\(?\s*([A-J])\s*[).:](?!.*(?<![A-Za-z])[A-J](?![A-Za-z])).*", re.DOTALL)  # no other beside it
 _UNITS, _LEADING = {None, *UNITS}, {None, *LEADING}
 _WORD = r"[^\x00-\x21\x23-\x40\[-`{-~]+"  # ASCII letters, all beyond ASCII, and the quotes of Hebrew abbreviations
 _DECORATION = re.compile(
@@ -231,13 +235,19 @@ _PLAIN = re.compile(r"\d+(?:\.\d+)?|\.\d+")
 _COMMA = re.compile(r"\d+,\d+")
 
 
+def _tidied(latex: str) -> str:
+    """The text without what changes its looks alone."""
+    for pattern, replacement in _TIDY:
+        latex = pattern.sub(replacement, latex)
+    return latex
+
+
 @functools.lru_cache(maxsize=2**16)
 def _read(latex: str) -> Number | str | None:
     """The number or choice (a capital letter) that stands there, and nothing else; None for everything else."""
     if len(latex) > _MAX_NUMBER_CHARS:
         return None
-    for pattern, replacement in _TIDY:
-        latex = pattern.sub(replacement, latex)
+    latex = _tidied(latex)
     if choice := _CHOICE.fullmatch(latex):
         return choice[1].upper()
     decorated = _DECORATION.fullmatch(latex)
