@@ -275,6 +275,8 @@ def _evaluate(
             if languages
             else f"--out {out} is one file for {len(evaluations)} evaluations; choose one of them with --name"
         )
+    if out is not None:
+        storage.make_room(out)
     compared = [language_settings(evaluation, languages) for evaluation in evaluations] if languages else []
     from jaxrl_ml import processes
 
