@@ -30,9 +30,8 @@ from fractions import Fraction
 from typing import Literal, NamedTuple
 
 from jaxrl_ml.rewards.units import LEADING, UNITS
+from jaxrl_ml.tasks.maths import MAX_ANSWER_CHARS  # a longer answer is wrong: bounds a row's work, here and in the verifier
 
-MAX_ANSWER_CHARS = 1000
-"""A longer answer is wrong. Bounds the work of a row, here and in the verifier."""
 _MAX_NUMBER_CHARS = 80  # a longer number, with its decoration, is left to the verifier
 _MAX_FLOAT_DIGITS = 15  # beyond, math-verify's floats round
 _NEAR = Fraction(2, 10**6)  # math-verify compares decimals to six places: what is this near, it shall decide
