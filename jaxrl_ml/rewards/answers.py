@@ -14,7 +14,7 @@ with these departures, all of them towards how numbers are written outside Engli
    also the other way: `3,500` is right where the gold answer is 3.5, `1.234` where it is 1234. `3,000` is never 3.
 5. `1 1/2` is a mixed number (math-verify reads 1).
 6. A full stop or `**` around the answer, a currency sign, and units such as `km/h`, `cm^2`, `dollars`, `часов` or `個`
-   (`units.py`) are dropped.
+   (`units.py`) are dropped; per cent is read in words, too.
 7. A choice, A to J, may be followed by its text: `C) 5 eV`.
 8. In brackets `;` parts numbers as `,` does: `[1,5; 2)` is from 1.5 to 2 (of intervals math-verify knows `,` alone).
 
@@ -29,7 +29,7 @@ import unicodedata
 from fractions import Fraction
 from typing import Literal, NamedTuple
 
-from jaxrl_ml.rewards.units import LEADING, UNITS
+from jaxrl_ml.rewards.units import LEADING, PERCENT, UNITS
 from jaxrl_ml.tasks.maths import MAX_ANSWER_CHARS  # a longer answer is wrong: bounds a row's work, here and in the verifier
 
 _MAX_NUMBER_CHARS = 80  # a longer number, with its decoration, is left to the verifier
@@ -116,7 +116,14 @@ class _Characters(dict[int, int | str]):
 
 _CHARACTERS = _Characters(
     str.maketrans("−–‐‑﹣٫٬،、٪⁄∕’。।۔", "-----.,,,%//'...")
-    | {ord("°"): r"^\circ ", ord("∞"): r"\infty ", ord("·"): r"\cdot ", ord("⋅"): r"\cdot "}
+    | {
+        ord("°"): r"^\circ ",
+        ord("℃"): r"^\circ C",
+        ord("℉"): r"^\circ F",
+        ord("∞"): r"\infty ",
+        ord("·"): r"\cdot ",
+        ord("⋅"): r"\cdot ",
+    }
 )
 _RAISED = re.compile("[⁰¹²³ⁱ⁴-ⁿ]+")
 _LOWERED = re.compile("[₀-₎]+")
@@ -220,7 +227,7 @@ _UNITS, _LEADING = {None, *UNITS}, {None, *LEADING}
 _WORD = r"[^\x00-\x21\x23-\x40\[-`{-~]+"  # ASCII letters, all beyond ASCII, and the quotes of Hebrew abbreviations
 _DECORATION = re.compile(
     rf"\s*(?P<sign>[+-]?)\s*(?:(?P<leading>{_WORD})\.?)?\s*(?:\$\s*)?(?P<inner>[+-]?\s*[\d.\\].*?)\s*"
-    rf"(?:(?P<percent>%|percent\b|pct\b)|\$|\^\{{?\\circ\s?\}}?|"
+    rf"(?:(?P<percent>%|{'|'.join(PERCENT)})|\$|\^\{{?\\circ\s?\}}?\s?[CF]?|"
     rf"(?:de\s)?(?P<unit>{_WORD})(?:/(?P<per>{_WORD}))?(?:\^\{{?[23]\}}?)?)?\s*"
 )
 _FRACTION = re.compile(
