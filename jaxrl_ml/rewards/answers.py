@@ -39,8 +39,8 @@ _NEAR = Fraction(2, 10**6)  # math-verify compares decimals to six places: what 
 _BOX = re.compile(r"(?s:.)?\\(?:boxed|fbox)\s{0,8}\{")
 _BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 _LAST_NUMBER = re.compile(
-    r"""(?:(?<![\w.,)}])[-+])?  # a sign, where it is no subtraction
-    \$?(?:\d+\ \d+/\d+ | \\[dt]?frac\{-?\d+\}\{-?\d+\} | (?:\d[\d.,]*|\.\d[\d.,]*)(?:\s?/\s?\d+)?)(?:\s?\\?%)?""",
+    r"""(?<!_)(?<!_\{)(?<!\d)(?:(?<![\w.,)}])[-+])?  # no index; a sign, where it is no subtraction
+    (?:\\?\$)?(?:\d+\ \d+/\d+ | \d*\\[dt]?frac\{-?\d+\}\{-?\d+\} | (?:\d[\d.,]*|\.\d[\d.,]*)(?:\s?/\s?\d+)?)(?:\s?\\?%)?""",
     re.VERBOSE,
 )
 
