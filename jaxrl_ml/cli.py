@@ -6,14 +6,19 @@ compares experiments binds `arms`, a dict of configs by name, and `--arm NAME` c
 
 from __future__ import annotations
 
+import _thread
 import dataclasses
+import gc
+import io
 import json
 import runpy
 import shutil
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 from jaxrl_ml import storage
@@ -164,7 +169,16 @@ def write_folder(config: Config, source: Path, overrides: Sequence[str]) -> None
 
 
 def run_command(main: Callable[[], int | None]) -> None:
-    """Runs a command; a UserError becomes one line on standard error and exit status 2."""
+    """Runs a command; a UserError becomes one line on standard error and exit status 2, Ctrl-C exit status 130.
+
+    A terminal that is not UTF-8 does not end it: what that cannot show is spelled out.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    own_interrupt = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else it is ignored, as in the background
+    if own_interrupt:
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         status = main()
     except UserError as error:
@@ -172,4 +186,18 @@ def run_command(main: Callable[[], int | None]) -> None:
         status = 2
     except KeyboardInterrupt:
         status = 130
+    finally:
+        if own_interrupt:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
     raise SystemExit(status or 0)
+
+
+def _interrupt(_: int, frame: FrameType | None) -> None:
+    """Raises KeyboardInterrupt; a moment later where the garbage collector calls back, as jax has it do: it would be lost."""
+    callbacks = {getattr(callback, "__code__", None) for callback in gc.callbacks}
+    while frame is not None:
+        if frame.f_code in callbacks:
+            threading.Timer(0.01, _thread.interrupt_main).start()
+            return
+        frame = frame.f_back
+    raise KeyboardInterrupt

@@ -217,7 +217,7 @@ def _build(
         teacher is not None or "numbers" in stage.task[0].fields,
         f"there are templates for Countdown alone, and stage {stage.name} has other problems; name a model with --teacher",
     )
-    _make_room(out)
+    storage.make_room(out)
     count = min(10 * per_language if problems is None else problems, len(stage.task))
     tags = dict(zip(stage.language.languages, stage.language.tags(), strict=True))
     detector = Detector(stage.language.languages)
@@ -284,18 +284,6 @@ def _write(tallies: Mapping[str, Tally], when: str, out: Path) -> None:
     short = [f"{code} lacks {tally.missing:,}" for code, tally in tallies.items() if tally.missing]
     if short:
         print(f"quotas not met {when}: {', '.join(short)}; raise --problems, or lower --per-language", file=sys.stderr)
-
-
-def _make_room(out: Path) -> None:
-    """Makes the folder of the file to write. Raises UserError where that cannot be: before hours of sampling, not after."""
-    require(
-        not storage.is_remote(out), f"{storage.at(out)}: traces are written to local disk; give a local path, and copy them"
-    )
-    require(not out.is_dir(), f"{out} is a folder; give the path of a JSONL file to write")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written ({error}); give another path") from error
 
 
 def _stage_of(config: Config, path: Path) -> GRPOStage:

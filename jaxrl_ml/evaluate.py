@@ -275,6 +275,8 @@ def _evaluate(
             if languages
             else f"--out {out} is one file for {len(evaluations)} evaluations; choose one of them with --name"
         )
+    if out is not None:
+        storage.make_room(out)
     compared = [language_settings(evaluation, languages) for evaluation in evaluations] if languages else []
     from jaxrl_ml import processes
 
@@ -361,21 +363,17 @@ class StoredModel:
 
     def __init__(self, source: Path, config: Config, step: int | None = None, writes: bool = True) -> None:
         from jaxrl_ml import pretrained
-        from jaxrl_ml.checkpoint import Checkpoints
         from jaxrl_ml.data import PromptRenderer
         from jaxrl_ml.programs import Programs
         from jaxrl_ml.sharding import make_mesh
 
         self.source, self.config, self.writes = source, config, writes
-        self.step = step  # None where a folder has none
         self.programs = Programs(pretrained.read_model_config(source), config.compute, make_mesh(config.mesh))
         self.tokenizer = pretrained.read_tokenizer(source)
         self._render = PromptRenderer(self.tokenizer, config.prompt_format, config.system_prompt)
-        if pretrained.is_run(source):
-            with Checkpoints(source, config.checkpoint, read_only=True) as checkpoints:
-                self.step = checkpoints.best() if step is None else step
-        elif step is not None:
+        if step is not None and not pretrained.is_run(source):
             raise UserError(f"--step {step}: {source} is a Hugging Face folder, which has no steps; leave it out")
+        self.step = pretrained.best_step(source) if step is None else step  # None where a folder has none
 
     def evaluator(self, evaluation: Evaluation) -> Evaluator:
         return Evaluator(evaluation, self.programs, self.tokenizer, self._render, self.config.seed)

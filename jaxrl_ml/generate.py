@@ -6,7 +6,6 @@ the same seed; control characters are spelled out, for model text may drive a te
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -191,8 +190,6 @@ def _generate(
     text = sys.stdin.read() if prompt == "-" else prompt
     programs, weights, tokenizer = load_model(source, step, tensor)
     ids = prompt_ids(tokenizer, text, system, chat)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 must not end the program
     others = [""] * (num_samples - 1)
     for first, *rest in stream(programs, weights, tokenizer, ids, sampling, num_samples, seed):
         print(visible(first), end="", flush=True)

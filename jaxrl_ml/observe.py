@@ -3,7 +3,8 @@
 In: a config with evaluations, such as one for each benchmark and language (`configs/transfer_observational.py`), and models:
 Hugging Face or run folders, called by their folders' names. A *cell* is a model on an evaluation. Out: each cell as `evaluate`
 writes it, OUT/MODEL/evaluations/EVALUATION.json, and OUT/results.csv with a row a cell. A cell that is there is not done again,
-so a study that was stopped goes on with the same command, with more models or evaluations, too.
+so a study that was stopped goes on with the same command, with more models or evaluations, too. Of a run its best checkpoint is
+taken, or else its latest, and a cell of another one is refused.
 
 `python -m jaxrl_ml.analyze transfer OUT/MODEL --base OUT/MODEL --name '*' …` reads a model's cells as one.
 """
@@ -26,7 +27,7 @@ from jaxrl_ml.cli import first_difference, load, resolved, run_command
 from jaxrl_ml.config import Config
 from jaxrl_ml.evaluate import StoredModel, write_result
 from jaxrl_ml.metrics import plain, visible
-from jaxrl_ml.types import UserError
+from jaxrl_ml.types import UserError, require
 
 SHOWN = {"accuracy": "{:.1%}", "truncated": "{:.1%}", "language/off_target": "{:.1%}", "length_tokens": "{:.0f}"}
 
@@ -61,6 +62,8 @@ def _observe(
         if names.count(name) > 1:
             raise UserError(f"two models are called {name}: results are kept by the folder's name, so rename one")
     place = storage.at(settings.run_dir if out is None else out)
+    local = storage.local(place)
+    require(not local.exists() or local.is_dir(), f"--out {place} is a file; give a folder")
     from jaxrl_ml import processes
 
     cells = {}
@@ -69,7 +72,7 @@ def _observe(
             found = _observe_model(source, place / name, settings, main_process)
             cells |= {(name, evaluation): metrics for evaluation, metrics in found.items()}
     if main_process:
-        _write_csv(storage.local(place) / "results.csv", cells)
+        _write_csv(local / "results.csv", cells)
         storage.push(place)
         Console(highlight=False, markup=False).print(_table(cells))
         print(f"wrote {place / 'results.csv'}")
@@ -80,23 +83,22 @@ def _observe_model(
 ) -> dict[str, Mapping[str, float]]:
     """The metrics of a model's cells: those in `place`, which the main process reads, and those that were missing there."""
     from jaxrl_ml import processes
+    from jaxrl_ml.pretrained import best_step
 
-    asked = {
-        evaluation.name: {"source": str(source.resolve()), "seed": settings.seed, "evaluation": plain(resolved(evaluation))}
-        for evaluation in settings.evaluations
-    }
+    about = {"source": str(source.resolve()), "step": best_step(source), "seed": settings.seed}
+    asked = {one.name: {**about, "evaluation": plain(resolved(one))} for one in settings.evaluations}
     folder = storage.local(place)
     paths = {evaluation: folder / "evaluations" / f"{evaluation}.json" for evaluation in asked}
     there = {name: _finished(path, asked[name]) for name, path in paths.items()} if main_process else {}
     found = processes.gather(there)[0]
     missing = [evaluation for evaluation in settings.evaluations if found[evaluation.name] is None]
     if missing:
-        model = StoredModel(source, settings, writes=main_process)
+        model = StoredModel(source, settings, about["step"], main_process)
         for evaluation, result in zip(missing, model.run(missing), strict=True):
             found[evaluation.name] = result.metrics
             if model.writes:
                 path = paths[evaluation.name]
-                write_result(path, result, {**asked[evaluation.name], "step": model.step})
+                write_result(path, result, asked[evaluation.name])
                 storage.push(place)
                 print(f"wrote {place / path.relative_to(folder)}", flush=True)
     return found

@@ -90,6 +90,14 @@ def open_checkpoints(run: str | Path) -> Checkpoints:
     return Checkpoints(run, CheckpointConfig(best_metric=_best_metric(run)), read_only=True)
 
 
+def best_step(path: str | Path) -> int | None:
+    """The step of a run that is taken where none is named: the best, or else the latest; None for a Hugging Face folder."""
+    if not is_run(path):
+        return None
+    with open_checkpoints(path) as checkpoints:
+        return checkpoints.best()
+
+
 def _best_metric(run: str | Path) -> str | None:
     """What a run chooses its best checkpoint by: its resolved config says so, where its config.py may need what is not here."""
     path = storage.local(run) / "config.json"

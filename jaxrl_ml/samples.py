@@ -6,10 +6,8 @@ shown with control characters spelled out and is never read as markup.
 
 from __future__ import annotations
 
-import io
 import math
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -110,8 +108,6 @@ def _show(
     chosen = select(records, step, stage, True if correct else False if wrong else None, sort, limit)
     if not chosen:
         raise UserError(f"none of the {len(records)} samples in {run} match; logged are {_range(records)}")
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 must not end the program
     console = Console(highlight=False)
     if not console.is_terminal:
         _print(console, chosen)

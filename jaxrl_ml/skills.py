@@ -6,7 +6,6 @@ is told in `jaxrl_ml.tasks.countdown.expressions`, what pattern, class, shape an
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import sys
@@ -81,8 +80,6 @@ def _show(expression: Annotated[str, tyro.conf.Positional] = "", stdin: Flag = F
         except BrokenPipeError:  # the reader has seen enough; what is flushed at exit must not complain again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 must not end the program
     _print(parse(expression))
 
 

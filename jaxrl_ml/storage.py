@@ -78,6 +78,18 @@ def push(place: str | Path) -> None:
         _copy(str(at(place))).push()
 
 
+def make_room(file: Path) -> None:
+    """Makes the folder of a file on local disk. Raises UserError where the file cannot be: before hours of work, not after."""
+    if is_remote(file):
+        raise UserError(f"{at(file)}: this is written to local disk; give a local path, and copy it")
+    if file.is_dir():
+        raise UserError(f"{file} is a folder; give the path of a file to write")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{file} cannot be written ({error}); give another path") from error
+
+
 def names_below(folder: AnyPath) -> list[str]:
     """All files in a folder and those below it, relative to it."""
     if not is_remote(folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -220,6 +221,9 @@ def test_as_a_command(results: Path) -> None:
     root = Path(__file__).resolve().parent.parent
     wrong = subprocess.run([*command, "scaling"], capture_output=True, text=True, cwd=root, check=False)
     assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1 and wrong.stderr.startswith("error: no runs")
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(root)}
+    shown = subprocess.run([*command, *TRANSFER.split()], capture_output=True, cwd=results, env=ascii_only, check=True)
+    assert shown.stdout.isascii() and b"words/sw" in shown.stdout and (results / "out" / "transfer.json").is_file()
     program = (
         "import runpy, sys; sys.argv = ['x', 'transfer', '--help']\n"
         "try: runpy.run_module('jaxrl_ml.analyze', run_name='__main__')\n"

@@ -243,7 +243,7 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_is_sampled(tmp_p
     monkeypatch.setattr(coldstart, "sift", None)
     config = write_config(tmp_path)
     for out, words in (
-        (tmp_path, "is a folder; give the path of a JSONL file"),
+        (tmp_path, "is a folder; give the path of a file"),
         (config / "x.jsonl", "cannot be written"),
         ("s3://bucket/x.jsonl", "s3://bucket/x.jsonl"),
     ):

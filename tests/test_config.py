@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -364,6 +367,24 @@ def test_a_user_error_is_one_line_and_status_two(capsys):
         with pytest.raises(SystemExit) as stop:
             run_command(lambda status=status: status)
         assert stop.value.code == code
+
+
+def test_an_interruption_is_not_lost_in_the_garbage_collector():
+    def interrupted(phase: str, _: dict) -> None:
+        if phase == "start":
+            signal.raise_signal(signal.SIGINT)
+
+    def main() -> None:
+        gc.callbacks.append(interrupted)
+        gc.collect()
+        gc.callbacks.remove(interrupted)
+        for _ in range(1000):
+            time.sleep(0.01)
+
+    with pytest.raises(SystemExit) as stop:
+        run_command(main)
+    assert stop.value.code == 130
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def python(*args: str) -> subprocess.CompletedProcess:

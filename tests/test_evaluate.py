@@ -280,6 +280,17 @@ def test_command_overrides(run: Path, tmp_path: Path, capsys) -> None:
     assert str(out) in capsys.readouterr().out.replace("\n", "")
 
 
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_sampled(run: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(evaluate, "StoredModel", None)
+    for out, words in (
+        (tmp_path, "is a folder; give the path of a file"),
+        (run / "config.py" / "x.json", "cannot be written"),
+        ("gs://bucket/x.json", "gs://bucket/x.json"),
+    ):
+        with pytest.raises(UserError, match=words):
+            evaluate.main([str(run), "--name", "greedy", "--out", str(out)])
+
+
 def test_command_evaluates_a_hugging_face_folder(run: Path, tmp_path: Path, single: Programs, tokenizer: Tokenizer) -> None:
     from jaxrl_ml.models import hf
 

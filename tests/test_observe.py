@@ -7,16 +7,20 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 from test_processes import launch, statuses
 
-from jaxrl_ml import analyze, evaluate, observe
-from jaxrl_ml.config import ComputeConfig, MeshConfig, ModelConfig
+from jaxrl_ml import analyze, convert, evaluate, observe
+from jaxrl_ml.checkpoint import Checkpoints
+from jaxrl_ml.cli import resolved
+from jaxrl_ml.config import CheckpointConfig, ComputeConfig, MeshConfig, ModelConfig
 from jaxrl_ml.models import hf
+from jaxrl_ml.models.transformer import Transformer
 from jaxrl_ml.programs import Programs
 from jaxrl_ml.sharding import make_mesh
 from jaxrl_ml.tokenizer import Tokenizer
-from jaxrl_ml.types import UserError
+from jaxrl_ml.types import TrainState, UserError
 
 MODEL = ModelConfig(
     vocab_size=24, num_layers=1, embed_dim=16, mlp_dim=32, num_heads=2, num_kv_heads=2, head_dim=8, tie_embeddings=False
@@ -117,6 +121,26 @@ def test_the_analysis_reads_all_cells_of_a_model(study: list[str], tmp_path: Pat
             assert told[tuple(row["evaluation"].split("-"))] == pytest.approx(float(row["accuracy"]))
 
 
+def test_the_best_checkpoint_of_a_run_is_taken_and_a_cell_of_another_refused(study: list[str], tmp_path: Path) -> None:
+    config, *_, out = study
+    run = tmp_path / "run"
+    convert.main(["from-hf", study[1], str(run)])
+    params = Transformer(MODEL).init(jax.random.key(5))
+    by_score = CheckpointConfig(keep=9, best_metric="score")
+    (run / "config.json").write_text(json.dumps({"checkpoint": resolved(by_score)}))
+    for step, score in ((1, 0.9), (2, 0.1), (3, 1.0)):
+        with Checkpoints(run, by_score) as checkpoints:
+            checkpoints.save(step, TrainState(jnp.int32(step), params, {"m": jnp.zeros(1)}), {}, {"score": score})
+        if step == 2:
+            observe.main([config, str(run), "--out", out])
+            evaluate.main([str(run), "--config", config, "--name", "sums-de"])
+    cell = json.loads((tmp_path / "out" / "run" / "evaluations" / "sums-de.json").read_text())
+    alone = json.loads((run / "evaluations" / "sums-de-1.json").read_text())
+    assert cell["step"] == alone["step"] == 1 and cell["records"] == alone["records"]
+    with pytest.raises(UserError, match="has step=1, which is now 3"):
+        observe.main([config, str(run), "--out", out])
+
+
 def test_mistakes_are_named(study: list[str], tmp_path: Path) -> None:
     config, before, after, *out = study
     (tmp_path / "other" / "before").mkdir(parents=True)
@@ -125,9 +149,10 @@ def test_mistakes_are_named(study: list[str], tmp_path: Path) -> None:
         ([config, before, before], "two models are called before"),
         ([config, before, str(tmp_path / "other" / "before")], "two models are called before"),
         ([config], "0 models"),
+        ([config, before, "--out", config], "--out .* is a file"),
     ):
         with pytest.raises(UserError, match=message):
-            observe.main([*arguments, *out])
+            observe.main([*arguments, *(() if "--out" in arguments else out)])
     observe.main([config, before, *out])
     write_config(tmp_path, ("en", "de"), temperature=0.5)
     with pytest.raises(UserError, match=r"sums-en.json has evaluation.sampling.temperature=1.0, which is now 0.5"):

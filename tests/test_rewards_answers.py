@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jaxrl_ml.languages.phrases import NAMES
 from jaxrl_ml.rewards.answers import MAX_ANSWER_CHARS, extract, judge, to_latex
-from jaxrl_ml.rewards.units import BY_LANGUAGE
+from jaxrl_ml.rewards.units import BY_LANGUAGE, PERCENT
 
 
 @pytest.mark.parametrize(
@@ -59,6 +59,13 @@ def test_extract(text, expected):
         ("7-5", "5"),
         ("x = -5", "-5"),
         ("costs $12.50.", "$12.50"),
+        ("it is -€5", "-\\$5"),
+        ("in all 3½.", "3\\frac{1}{2}"),
+        ("3\\frac{1}{2}", "3\\frac{1}{2}"),
+        ("so 1011₂", "1011"),
+        ("so 1011_{2}", "1011"),
+        ("so 1a₁₂ = 7 in base_{12}", "7"),
+        ("a_1 is 7", "7"),
         ("1,234 in all", "1,234"),
         ("about 12.5%.", "12.5%"),
         ("1 1/2 cups", "1 1/2"),
@@ -107,6 +114,15 @@ def test_a_last_number_that_is_too_long_is_wrong():
         ("A", "(B)", False),
         ("A", "5", False),
         ("5", "A", False),
+        ("C", "C) 42 eV", True),
+        ("C", "\\text{(C)}\\ x+1", True),
+        ("C", "B) 42 eV", False),
+        ("C", "C) 1, D) 2", ("C", "C) 1, D) 2")),
+        ("C", "A. C", ("C", "A. C")),
+        ("C", "C. A", ("C", "C. A")),
+        ("C", "CD", ("C", "CD")),
+        ("H", "(H).", True),
+        ("e", "E", ("e", "E")),
         ("3", "x=3", True),
         ("3", "x=4", False),
         ("5", "5}", False),
@@ -143,15 +159,15 @@ def test_a_number_with_a_unit_of_any_language_is_that_number(code):
 SCALES = """
     thousand million dozen 万 千 百 億 亿 半 割 打 만 천 억 백 тысяч тысячи тыс млн миллион миллиона пол
     mil millón millones docena mille million millions douzaine tausend Tausend Million
-    Millionen Dutzend Prozent mila milione milioni milhão milhões dúzia ألف آلاف مليون พัน
+    Millionen Dutzend mila milione milioni milhão milhões dúzia ألف آلاف مليون พัน
     หมื่น แสน ล้าน โหล nghìn ngàn triệu trăm ribu juta lusin אלף אלפים מיליון mii milioane
-    elfu laki milioni dazeni হাজার লাখ কোটি ডজন శాతం వేలు లక్షలు కోట్లు हज़ार लाख करोड़
-    दर्जन प्रतिशत x π i
+    elfu laki milioni dazeni হাজার লাখ কোটি ডজন వేలు లక్షలు కోట్లు हज़ार लाख करोड़
+    दर्जन x π i
 """
 
 
 def test_words_that_change_a_number_are_no_units():
-    """Thousands, millions, dozens, halves and per cent, in the languages that have units."""
+    """Thousands, millions, dozens and halves, in the languages that have units."""
     for word in SCALES.split():
         assert not isinstance(judge("12", f"12 {word}"), bool), word
 
@@ -170,6 +186,12 @@ def test_words_that_change_a_number_are_no_units():
 )
 def test_what_stands_around_a_number(gold, answer):
     assert judge(gold, answer) is True and judge("8", answer) is False
+
+
+@pytest.mark.parametrize("word", PERCENT)
+def test_per_cent_in_words_is_per_cent(word):
+    for gold, expected in (("12.5\\%", True), ("0.125", True), ("12", False)):
+        assert judge(gold, f"12.5 {word}") is judge(gold, f"12.5\\text{{ {word}}}.") is expected
 
 
 def test_any_currency_sign_is_dropped():

@@ -12,6 +12,7 @@ import pytest
 from jaxrl_ml import cli, data
 from jaxrl_ml.rewards import verifier
 from jaxrl_ml.rewards.maths import MathsReward
+from jaxrl_ml.tasks.parallel import InLanguage
 from jaxrl_ml.types import Example, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -123,6 +124,7 @@ DEPARTURES = {
         ("3.5", "3 1/2"), ("\\frac{3}{2}", "1 1/2"),
     ],
     "a semicolon in an interval, where a comma is the decimal sign": [("[1,5)", "[1; 5)"), ("[1,5)", "[1,0;5,0)")],
+    "the text of a choice beside its letter": [("C", "\\text{(C) }5"), ("C", "C) 5"), ("C", "C: 5")],
     "a full stop or bold marks around the answer, which math-verify cannot parse": [
         ("42", "42."), ("3.5", "3.5."), ("A", "A."), ("5", "**5**"),
     ],
@@ -176,6 +178,12 @@ def test_scores_of_a_batch(reward):
     assert scores.details["verifier/pooled"].tolist() == [0, 0, 1, 0, 0, 1]
     assert (scores.details["verifier/time_ms"] > 0).all() and np.ptp(scores.details["verifier/time_ms"]) == 0
     assert scores.parts.keys() == {"correct"} and (scores.parts["correct"] == scores.rewards).all()
+
+
+def test_examples_that_are_made_anew_each_time_are_not_mixed_up(reward):
+    task = InLanguage([example(str(number), str(number)) for number in range(100)], "en")
+    texts = [f"\\boxed{{{number}}}" for number in range(100)]
+    assert reward(texts, task).correct.all() and not reward(texts[::-1], task).correct.any()
 
 
 def test_an_empty_batch(reward):

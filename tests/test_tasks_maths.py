@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from jaxrl_ml.rewards.answers import MAX_ANSWER_CHARS
+from jaxrl_ml.rewards.maths import MathsReward
 from jaxrl_ml.tasks import maths
 from jaxrl_ml.tasks.maths_prompts import INSTRUCTIONS, boxed, boxed_native, plain
 from jaxrl_ml.types import Example, UserError
@@ -180,6 +182,13 @@ def test_openr1_math_reads_several_files_and_few_columns(tmp_path):
     assert task.tables[0].rows.column_names == ["problem", "answer", "solution"]
     lean = maths.openr1_math(parquet(tmp_path, [{"problem": "p", "answer": "1"}]))
     assert list(lean) == [Example("0", "openr1_math", {"question": "p", "problem_id": "0"}, "1")]
+
+
+def test_openr1_math_leaves_out_answers_that_the_reward_refuses(tmp_path):
+    rows = [{"problem": "p", "answer": "1" * length} for length in (MAX_ANSWER_CHARS, MAX_ANSWER_CHARS + 1)]
+    task = maths.openr1_math(parquet(tmp_path, rows))
+    assert len(task) == 1 and task.skipped["no verifiable answer"] == 1
+    assert MathsReward()([r"\boxed{" + rows[0]["answer"] + "}"], task).correct.all()
 
 
 def test_mgsm(tmp_path):

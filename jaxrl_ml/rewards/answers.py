@@ -14,8 +14,9 @@ with these departures, all of them towards how numbers are written outside Engli
    also the other way: `3,500` is right where the gold answer is 3.5, `1.234` where it is 1234. `3,000` is never 3.
 5. `1 1/2` is a mixed number (math-verify reads 1).
 6. A full stop or `**` around the answer, a currency sign, and units such as `km/h`, `cm^2`, `dollars`, `часов` or `個`
-   (`units.py`) are dropped.
-7. In brackets `;` parts numbers as `,` does: `[1,5; 2)` is from 1.5 to 2 (of intervals math-verify knows `,` alone).
+   (`units.py`) are dropped; per cent is read in words, too.
+7. A choice, A to J, may be followed by its text: `C) 5 eV`.
+8. In brackets `;` parts numbers as `,` does: `[1,5; 2)` is from 1.5 to 2 (of intervals math-verify knows `,` alone).
 
 The text is hostile: no step costs more than its length, and numbers are computed with only when they are short.
 """
@@ -28,10 +29,9 @@ import unicodedata
 from fractions import Fraction
 from typing import Literal, NamedTuple
 
-from jaxrl_ml.rewards.units import LEADING, UNITS
+from jaxrl_ml.rewards.units import LEADING, PERCENT, UNITS
+from jaxrl_ml.tasks.maths import MAX_ANSWER_CHARS  # a longer answer is wrong: bounds a row's work, here and in the verifier
 
-MAX_ANSWER_CHARS = 1000
-"""A longer answer is wrong. Bounds the work of a row, here and in the verifier."""
 _MAX_NUMBER_CHARS = 80  # a longer number, with its decoration, is left to the verifier
 _MAX_FLOAT_DIGITS = 15  # beyond, math-verify's floats round
 _NEAR = Fraction(2, 10**6)  # math-verify compares decimals to six places: what is this near, it shall decide
@@ -39,8 +39,8 @@ _NEAR = Fraction(2, 10**6)  # math-verify compares decimals to six places: what 
 _BOX = re.compile(r"(?s:.)?\\(?:boxed|fbox)\s{0,8}\{")
 _BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 _LAST_NUMBER = re.compile(
-    r"""(?:(?<![\w.,)}])[-+])?  # a sign, where it is no subtraction
-    \$?(?:\d+\ \d+/\d+ | \\[dt]?frac\{-?\d+\}\{-?\d+\} | (?:\d[\d.,]*|\.\d[\d.,]*)(?:\s?/\s?\d+)?)(?:\s?\\?%)?""",
+    r"""(?<!_)(?<!_\{)(?<!\d)(?:(?<![\w.,)}])[-+])?  # no index; a sign, where it is no subtraction
+    (?:\\?\$)?(?:\d+\ \d+/\d+ | \d*\\[dt]?frac\{-?\d+\}\{-?\d+\} | (?:\d[\d.,]*|\.\d[\d.,]*)(?:\s?/\s?\d+)?)(?:\s?\\?%)?""",
     re.VERBOSE,
 )
 
@@ -116,7 +116,14 @@ class _Characters(dict[int, int | str]):
 
 _CHARACTERS = _Characters(
     str.maketrans("−–‐‑﹣٫٬،、٪⁄∕’。।۔", "-----.,,,%//'...")
-    | {ord("°"): r"^\circ ", ord("∞"): r"\infty ", ord("·"): r"\cdot ", ord("⋅"): r"\cdot "}
+    | {
+        ord("°"): r"^\circ ",
+        ord("℃"): r"^\circ C",
+        ord("℉"): r"^\circ F",
+        ord("∞"): r"\infty ",
+        ord("·"): r"\cdot ",
+        ord("⋅"): r"\cdot ",
+    }
 )
 _RAISED = re.compile("[⁰¹²³ⁱ⁴-ⁿ]+")
 _LOWERED = re.compile("[₀-₎]+")
@@ -156,6 +163,8 @@ def judge(gold: str, answer: str) -> bool | tuple[str, str]:
     if gold == answer:
         return True
     golden, given = _read(gold), _read(_ASSIGNMENT.sub("", answer))
+    if isinstance(golden, str) and given is None and (chosen := _CHOSEN.fullmatch(_tidied(answer))):
+        given = chosen[1]
     match golden, given:
         case Number(), Number() if not (golden.listlike and given.listlike):
             verdict = _equal(golden, given)
@@ -212,12 +221,13 @@ _TIDY = tuple(
 _ASSIGNMENT = re.compile(r"^[a-zA-Z]\s?=(?!.*=)")  # `x = 3` is 3, where the gold answer is a number
 _BRACKETED = re.compile(r"(?<=[(\[])[^()\[\]]*+(?=[)\]])")
 _INNER_COMMA = re.compile(r"(?<=\d),(?=\d)")
-_CHOICE = re.compile(r"\s*\(?\s*([A-Da-d])\s*\)?\s*")
+_CHOICE = re.compile(r"\s*\(?\s*([A-Da-d]|[E-J])\s*\)?\s*")
+_CHOSEN = re.compile(r"\s*\(?\s*([A-J])\s*[).:](?!.*(?<![A-Za-z])[A-J](?![A-Za-z])).*", re.DOTALL)  # no other beside it
 _UNITS, _LEADING = {None, *UNITS}, {None, *LEADING}
 _WORD = r"[^\x00-\x21\x23-\x40\[-`{-~]+"  # ASCII letters, all beyond ASCII, and the quotes of Hebrew abbreviations
 _DECORATION = re.compile(
     rf"\s*(?P<sign>[+-]?)\s*(?:(?P<leading>{_WORD})\.?)?\s*(?:\$\s*)?(?P<inner>[+-]?\s*[\d.\\].*?)\s*"
-    rf"(?:(?P<percent>%|percent\b|pct\b)|\$|\^\{{?\\circ\s?\}}?|"
+    rf"(?:(?P<percent>%|{'|'.join(PERCENT)})|\$|\^\{{?\\circ\s?\}}?\s?[CF]?|"
     rf"(?:de\s)?(?P<unit>{_WORD})(?:/(?P<per>{_WORD}))?(?:\^\{{?[23]\}}?)?)?\s*"
 )
 _FRACTION = re.compile(
@@ -231,13 +241,19 @@ _PLAIN = re.compile(r"\d+(?:\.\d+)?|\.\d+")
 _COMMA = re.compile(r"\d+,\d+")
 
 
+def _tidied(latex: str) -> str:
+    """The text without what changes its looks alone."""
+    for pattern, replacement in _TIDY:
+        latex = pattern.sub(replacement, latex)
+    return latex
+
+
 @functools.lru_cache(maxsize=2**16)
 def _read(latex: str) -> Number | str | None:
     """The number or choice (a capital letter) that stands there, and nothing else; None for everything else."""
     if len(latex) > _MAX_NUMBER_CHARS:
         return None
-    for pattern, replacement in _TIDY:
-        latex = pattern.sub(replacement, latex)
+    latex = _tidied(latex)
     if choice := _CHOICE.fullmatch(latex):
         return choice[1].upper()
     decorated = _DECORATION.fullmatch(latex)

