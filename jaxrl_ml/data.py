@@ -332,6 +332,8 @@ def score_rows(reward: Reward, texts: Sequence[str], examples: Sequence[Example]
     if not isinstance(result, Scores):
         rewards = column("rewards", result, "biuf", np.float32)
         return Scores(rewards=rewards, correct=rewards >= 1)
+    for label in ("step", "stage"):  # what a line of metrics.jsonl is of
+        require(label not in result.details, f"reward {name} has a detail {label!r}, which no metric can be called; rename it")
     return Scores(
         rewards=column("rewards", result.rewards, "biuf", np.float32),
         correct=column("correct", result.correct, "b", bool),

@@ -332,7 +332,7 @@ def _own_advantages(
 
 
 def describe(experience: Experience, group_size: int) -> dict[str, float]:
-    """The host's metrics of what was sampled."""
+    """The host's metrics of what was sampled; none of a reward's own takes the name of another."""
     scores, rollout = experience.scores, experience.rollout
     timeout = 0.0 if scores.timeout is None else float(scores.timeout.mean())
     metrics = {
@@ -345,8 +345,9 @@ def describe(experience: Experience, group_size: int) -> dict[str, float]:
         "rollout/truncated": float(rollout.truncated.mean()),
         "rollout/mixed_groups": float(mixed_groups(scores.correct, group_size).mean()),
     }
-    metrics |= {f"reward/{name}": float(part.mean()) for name, part in scores.parts.items()}
-    return metrics | {name: float(detail.mean()) for name, detail in scores.details.items()}
+    own = {f"reward/{name}": float(part.mean()) for name, part in scores.parts.items()}
+    own |= {name: float(detail.mean()) for name, detail in scores.details.items()}
+    return own | metrics
 
 
 def describe_languages(codes: tuple[str, ...], experience: Experience) -> dict[str, float]:

@@ -215,6 +215,7 @@ def test_a_reward_that_is_not_finite_is_shown_as_it_is() -> None:
     record["details"] = {}
     assert summarise([record], 1)["reward"] == math.inf
     assert math.isnan(summarise([record, {**record, "reward": -math.inf}], 1)["reward"])
+    assert summarise([{**record, "correct": False, "details": {"accuracy": 1.0}}], 1)["accuracy"] == 0, "told by a detail"
 
 
 CONFIG = """
