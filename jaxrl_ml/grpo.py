@@ -138,7 +138,8 @@ class GRPO:
                 break
         experience = merge(rounds)
         if isinstance(stage.reward, StepReward):
-            experience = experience._replace(scores=stage.reward.over_step(experience.scores))
+            with jax.transfer_guard("allow"):
+                experience = experience._replace(scores=stage.reward.over_step(experience.scores))
         # Told of all that was sampled, before any of it is selected: the policy's own success, not that of mixed groups.
         host = describe(experience, stage.group_size) | {"time/judge_s": judge_s, "rollout/attempts": float(len(rounds))}
         if self.trie is not None:
@@ -183,7 +184,8 @@ class GRPO:
             if not waiting:
                 self._idle.began(started)
             texts = data.decode_rows(self.tokenizer, rollout.completions, rollout.lengths)
-            scores = data.score_rows(stage.reward, texts, examples, stage.group_size)
+            with jax.transfer_guard("allow"):  # of the user's own: a reward may be a model in jax
+                scores = data.score_rows(stage.reward, texts, examples, stage.group_size)
             seconds += time.perf_counter() - started
             return Experience([example.id for example in examples], rollout, texts, scores)
 

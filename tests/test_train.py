@@ -214,12 +214,14 @@ def test_the_kl_reference_is_taken_at_the_start_that_is_named(tmp_path: Path, on
 def test_rewards_see_the_whole_step_whatever_its_chunks(tmp_path: Path, one_device: None) -> None:
     whole = """
 from dataclasses import replace
-class Whole:
+import jax
+mean = jax.jit(lambda correct: correct.mean())
+class Whole:  # computed by jax, as a reward model is
     def __call__(self, texts, examples):
-        lengths = np.array(list(map(len, texts)))
-        return type(countdown_reward([], []))(np.zeros(len(texts), np.float32), lengths % 2 == 0)
+        even = jax.jit(lambda lengths: lengths % 2 == 0)(np.array(list(map(len, texts))))
+        return type(countdown_reward([], []))(np.zeros(len(texts), np.float32), even)
     def over_step(self, scores):
-        return replace(scores, rewards=np.full(len(scores.correct), scores.correct.mean(), np.float32))
+        return replace(scores, rewards=np.full(len(scores.correct), mean(scores.correct), np.float32))
 stage = replace(config.stages[1], reward=Whole(), num_steps=1, sampling=replace(small, prompts_per_chunk={}))
 config = replace(config, stages=(stage,), evaluations=())
 """
