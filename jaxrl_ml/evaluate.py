@@ -75,6 +75,7 @@ class Evaluator:
         from jaxrl_ml.languages.tags import language_action
         from jaxrl_ml.sampler import settings_of
 
+        data.check_reward(f"evaluation {evaluation.name}", evaluation.reward)
         self.evaluation, self.seed = evaluation, seed
         self._programs, self._tokenizer = programs, tokenizer
         layout, sampling = programs.layout, evaluation.sampling

@@ -75,6 +75,7 @@ class GRPO:
         self.layout = programs.layout
         _check_shards(stage, self.layout.row_shards)
         self.layout.check_length(f"{stage.name}.sampling.max_completion_tokens", stage.sampling.max_completion_tokens)
+        data.check_reward(stage.name, stage.reward)
         self.optimizer = make_optimizer(config.optimizer_of(stage), stage.num_steps * stage.updates_per_step)
         action = language_action(stage.language, tokenizer.encode, stage.sampling.max_completion_tokens)
         self.trie, self.tag_width = self.layout.put(action.trie), action.width

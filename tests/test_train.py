@@ -286,6 +286,9 @@ def test_usage_errors_are_one_line(config_file: Path, tmp_path: Path) -> None:
     ("changes", "expected"),
     [
         ("task=[]", "a task of 0 examples"),
+        ("task=iter([])", "a task of type list_iterator cannot be shuffled: give a list"),
+        ("task=[{'prompt': '1'}]", "item 0 of a task is of type dict; give a jaxrl_ml.types.Example"),
+        ("reward=0.5", "grpo: reward=0.5 cannot be called"),
         ("sampling=SamplingConfig(max_prompt_tokens=3, max_completion_tokens=8)", "over sampling.max_prompt_tokens=3"),
         ("language=LanguageConfig('forced', ('12',), '={code}' * 4)", "no room after a language tag of 12 tokens"),
     ],

@@ -70,6 +70,9 @@ class SamplingConfig:
         require(0 <= self.min_p < 1, f"sampling.min_p={self.min_p} must be in [0, 1); 0 is off")
         require(self.top_k >= 0, f"sampling.top_k={self.top_k} must not be negative; 0 is off")
         require(all(self.stop), "sampling.stop holds an empty text; remove it")
+        require(
+            self.prompts_per_chunk >= 0, f"sampling.prompts_per_chunk={self.prompts_per_chunk} must not be negative; 0: all"
+        )
 
     @property
     def truncates(self) -> bool:
@@ -196,7 +199,7 @@ class LoRAConfig:
     def __post_init__(self) -> None:
         check_kinds(self, "lora")
         require(self.rank >= 1, f"lora.rank={self.rank} must be at least 1; lora=None trains all weights")
-        require(self.alpha > 0, f"lora.alpha={self.alpha} must be positive")
+        require(0 < self.alpha < math.inf, f"lora.alpha={self.alpha} must be positive and finite")
 
 
 @dataclass(frozen=True)
