@@ -302,6 +302,7 @@ def test_defaults_and_both_spellings_of_rope(tmp_path):
     plain = read()
     assert (plain.head_dim, plain.num_kv_heads, plain.rope_theta, plain.tie_embeddings) == (8, 4, 10_000.0, False)
     old = read(rope_theta=5e5, rope_scaling={"rope_type": "llama3", **vars(SCALING)})
+    assert read(tie_word_embeddings=None).tie_embeddings is False
     new = read(rope_parameters={"rope_type": "llama3", "rope_theta": 5e5, **vars(SCALING)})
     assert old == new == replace(plain, rope_theta=5e5, rope_scaling=SCALING)
     window = {"architectures": ["Qwen2ForCausalLM"], "sliding_window": 16}
