@@ -131,11 +131,11 @@ def evaluation_batches(
     The last batch repeats its last example; only the real ones are in the list beside it. Raises UserError for a task with
     fewer examples.
     """
-    if num_prompts > len(task):
+    if num_prompts > _length(task):
         raise UserError(f"evaluation.num_prompts={num_prompts} exceeds the task's {len(task)} examples; lower it")
 
     def batch(start: int) -> tuple[list[Example], Prompts]:
-        examples = [task[i] for i in range(start, min(start + batch_size, num_prompts))]
+        examples = [_example(task, i) for i in range(start, min(start + batch_size, num_prompts))]
         padded = examples + examples[-1:] * (batch_size - len(examples))
         return examples, make_prompts(padded, render, width=width, first=start, allowed=allowed)
 
@@ -185,7 +185,7 @@ def _blocks(task: Task, size: int, seed: int, first: int = 0, every: int = 1) ->
     A task may have `together`: so many examples that follow each other are shuffled as one.
     """
     together = getattr(task, "together", 1)
-    length = len(task) // together
+    length = _length(task) // together
     if not 0 < length < 2**32:
         raise UserError(f"a task of {length} examples cannot be shuffled; give it 1 to {2**32 - 1}")
     first_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])  # so that epoch 1 of a seed is not epoch 0 of the next
@@ -198,10 +198,24 @@ def _blocks(task: Task, size: int, seed: int, first: int = 0, every: int = 1) ->
             epoch, place = divmod(unit, length)
             epoch_seed = (first_seed + epoch) % 2**32
             drawn = grain.experimental.index_shuffle(place, max_index=length - 1, seed=epoch_seed, rounds=4)
-            found.append(task[drawn * together + part])
+            found.append(_example(task, drawn * together + part))
         return found
 
     return grain.MapDataset.range(first, sys.maxsize // size, every).map(block)
+
+
+def _length(task: Task) -> int:
+    kind = type(task).__name__
+    sized = hasattr(task, "__len__") and hasattr(task, "__getitem__")
+    require(sized, f"a task of type {kind} cannot be shuffled: give a list of Examples, or an object with len() and [i]")
+    return len(task)
+
+
+def _example(task: Task, index: int) -> Example:
+    example = task[index]
+    kind = type(example).__name__
+    require(isinstance(example, Example), f"item {index} of a task is of type {kind}; give a jaxrl_ml.types.Example")
+    return example
 
 
 class _Demonstration(NamedTuple):
@@ -307,6 +321,11 @@ def decode_rows(tokenizer: Tokenizer, completions: np.ndarray, lengths: np.ndarr
     return tokenizer.decode([row[:length] for row, length in zip(completions.tolist(), lengths.tolist(), strict=True)])
 
 
+def check_reward(owner: str, reward: Any) -> None:
+    """Raises UserError where the reward of a stage or an evaluation is nothing that can be called."""
+    require(callable(reward), f"{owner}: reward={reward!r:.60} cannot be called; give a function of texts and examples")
+
+
 def score_rows(reward: Reward, texts: Sequence[str], examples: Sequence[Example], group_size: int) -> Scores:
     """The reward's verdict on B = Q·group_size texts, of which rows b belong to `examples[b // group_size]`.
 
@@ -332,6 +351,8 @@ def score_rows(reward: Reward, texts: Sequence[str], examples: Sequence[Example]
     if not isinstance(result, Scores):
         rewards = column("rewards", result, "biuf", np.float32)
         return Scores(rewards=rewards, correct=rewards >= 1)
+    for label in ("step", "stage"):  # what a line of metrics.jsonl is of
+        require(label not in result.details, f"reward {name} has a detail {label!r}, which no metric can be called; rename it")
     return Scores(
         rewards=column("rewards", result.rewards, "biuf", np.float32),
         correct=column("correct", result.correct, "b", bool),

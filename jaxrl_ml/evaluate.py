@@ -75,6 +75,7 @@ class Evaluator:
         from jaxrl_ml.languages.tags import language_action
         from jaxrl_ml.sampler import settings_of
 
+        data.check_reward(f"evaluation {evaluation.name}", evaluation.reward)
         self.evaluation, self.seed = evaluation, seed
         self._programs, self._tokenizer = programs, tokenizer
         layout, sampling = programs.layout, evaluation.sampling
@@ -204,7 +205,8 @@ def summarise(records: Sequence[Mapping[str, Any]], samples_per_prompt: int, see
         metrics["reward"] = float(np.mean([record["reward"] for record in records]))
     metrics["length_tokens"] = float(np.mean([record["length"] for record in records]))
     metrics |= {name: float(np.mean([record[name] for record in records])) for name in ("truncated", "timeout")}
-    return metrics | {name: float(np.mean([record["details"][name] for record in records])) for name in records[0]["details"]}
+    own = [name for name in records[0]["details"] if name not in metrics]  # a reward's may not hide those above
+    return metrics | {name: float(np.mean([record["details"][name] for record in records])) for name in own}
 
 
 def write_result(path: Path, result: EvaluationResult, about: Mapping[str, Any]) -> None:

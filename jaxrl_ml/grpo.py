@@ -75,6 +75,7 @@ class GRPO:
         self.layout = programs.layout
         _check_shards(stage, self.layout.row_shards)
         self.layout.check_length(f"{stage.name}.sampling.max_completion_tokens", stage.sampling.max_completion_tokens)
+        data.check_reward(stage.name, stage.reward)
         self.optimizer = make_optimizer(config.optimizer_of(stage), stage.num_steps * stage.updates_per_step)
         action = language_action(stage.language, tokenizer.encode, stage.sampling.max_completion_tokens)
         self.trie, self.tag_width = self.layout.put(action.trie), action.width
@@ -138,7 +139,8 @@ class GRPO:
                 break
         experience = merge(rounds)
         if isinstance(stage.reward, StepReward):
-            experience = experience._replace(scores=stage.reward.over_step(experience.scores))
+            with jax.transfer_guard("allow"):
+                experience = experience._replace(scores=stage.reward.over_step(experience.scores))
         # Told of all that was sampled, before any of it is selected: the policy's own success, not that of mixed groups.
         host = describe(experience, stage.group_size) | {"time/judge_s": judge_s, "rollout/attempts": float(len(rounds))}
         if self.trie is not None:
@@ -183,7 +185,8 @@ class GRPO:
             if not waiting:
                 self._idle.began(started)
             texts = data.decode_rows(self.tokenizer, rollout.completions, rollout.lengths)
-            scores = data.score_rows(stage.reward, texts, examples, stage.group_size)
+            with jax.transfer_guard("allow"):  # of the user's own: a reward may be a model in jax
+                scores = data.score_rows(stage.reward, texts, examples, stage.group_size)
             seconds += time.perf_counter() - started
             return Experience([example.id for example in examples], rollout, texts, scores)
 
@@ -332,7 +335,7 @@ def _own_advantages(
 
 
 def describe(experience: Experience, group_size: int) -> dict[str, float]:
-    """The host's metrics of what was sampled."""
+    """The host's metrics of what was sampled; none of a reward's own takes the name of another."""
     scores, rollout = experience.scores, experience.rollout
     timeout = 0.0 if scores.timeout is None else float(scores.timeout.mean())
     metrics = {
@@ -345,8 +348,9 @@ def describe(experience: Experience, group_size: int) -> dict[str, float]:
         "rollout/truncated": float(rollout.truncated.mean()),
         "rollout/mixed_groups": float(mixed_groups(scores.correct, group_size).mean()),
     }
-    metrics |= {f"reward/{name}": float(part.mean()) for name, part in scores.parts.items()}
-    return metrics | {name: float(detail.mean()) for name, detail in scores.details.items()}
+    own = {f"reward/{name}": float(part.mean()) for name, part in scores.parts.items()}
+    own |= {name: float(detail.mean()) for name, detail in scores.details.items()}
+    return own | metrics
 
 
 def describe_languages(codes: tuple[str, ...], experience: Experience) -> dict[str, float]:

@@ -235,9 +235,9 @@ class MetricsLog:
     """Everything a run writes about itself, as a context manager over its folder.
 
     Opening it cuts `metrics.jsonl` and `samples.jsonl` back to records with step ≤ `start_step`, the step that the run resumes
-    from. To every record it adds `time/elapsed_s`, the seconds since the log was first opened, times between runs left out.
-    With `enabled=False` (processes other than 0) every method does nothing. Raises UserError on entering where TensorBoard or
-    Weights & Biases is asked for and not installed.
+    from, −1 for a new one, which writes step 0 too. To every record it adds `time/elapsed_s`, the seconds since the log was
+    first opened, times between runs left out. With `enabled=False` (processes other than 0) every method does nothing. Raises
+    UserError on entering where TensorBoard or Weights & Biases is asked for and not installed.
     """
 
     def __init__(
@@ -280,7 +280,7 @@ class MetricsLog:
         self._metrics_file = (self.run_dir / METRICS_FILE).open("a", encoding="ascii")
         self._samples_file = (self.run_dir / SAMPLES_FILE).open("a", encoding="ascii")
         if self.logging.console:
-            self._progress = _Progress(self._console or Console(highlight=False), self.total_steps, self.start_step)
+            self._progress = _Progress(self._console or Console(highlight=False), self.total_steps, max(self.start_step, 0))
             self._progress.start()
         return self
 
@@ -336,7 +336,7 @@ class MetricsLog:
             raise UserError("logging.tensorboard=True needs the package tensorboardX: install it, or turn it off") from error
         # Events of an interrupted run that lie after the step it resumes from are hidden.
         writer = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=self.start_step + 1, flush_secs=10)
-        if self.start_step == 0:
+        if self.start_step <= 0:
             config = json.dumps(self.resolved_config, indent=1, ensure_ascii=True)
             writer.add_text("config", "    " + config.replace("\n", "\n    "), 0)
         return writer

@@ -26,7 +26,9 @@ from jaxrl_ml.config import (
     Config,
     Evaluation,
     GRPOStage,
+    LanguageConfig,
     LoggingConfig,
+    LoRAConfig,
     LossConfig,
     MeshConfig,
     ModelConfig,
@@ -40,10 +42,16 @@ MODEL = ModelConfig(vocab_size=48)
 SFT, GRPO = SFTStage(None), GRPOStage(None, None)
 CONFIG = Config(stages=(SFT, GRPO), run_dir="runs/x", model=MODEL, tokenizer=("a", "b"))
 
+STOPS, TAGS = SamplingConfig(stop=("\n",)), LanguageConfig("constrained", ("de",), "<{code}>\n")
+
 MISTAKES = {
     "heads": (lambda: ModelConfig(num_heads=6, num_kv_heads=4), "num_heads=6", "multiple of model.num_kv_heads=4"),
     "no kv heads": (lambda: ModelConfig(num_kv_heads=0), "model.num_kv_heads=0", "at least 1"),
     "head dim": (lambda: ModelConfig(head_dim=7), "model.head_dim=7", "must be even"),
+    "theta": (lambda: ModelConfig(rope_theta=0.0), "model.rope_theta=0.0", "positive"),
+    "norm eps": (lambda: ModelConfig(norm_eps=-1.0), "model.norm_eps=-1.0", "positive"),
+    "chunk": (lambda: SamplingConfig(prompts_per_chunk=-4), "prompts_per_chunk=-4", "0: all"),
+    "alpha": (lambda: LoRAConfig(alpha=math.inf), "lora.alpha=inf", "finite"),
     "mesh data": (lambda: MeshConfig(data=0), "mesh.data=0", "-1 for the rest"),
     "mesh fsdp": (lambda: MeshConfig(fsdp=0), "mesh.fsdp=0", "positive"),
     "mesh tensor": (lambda: MeshConfig(tensor=-2), "mesh.tensor=-2", "positive"),
@@ -123,6 +131,15 @@ MISTAKES = {
     "negative seed": (lambda: replace(CONFIG, seed=-1), "seed=-1", "from 0 to 4294967295"),
     "large seed": (lambda: replace(CONFIG, seed=2**32), "seed=4294967296", "from 0 to 4294967295"),
     "logits": (lambda: ComputeConfig(logits_mib=math.inf), "logits_mib=inf", "finite"),
+    "kl": (lambda: LossConfig(kl_coef=-0.1), "kl_coef=-0.1", "not be negative"),
+    "pooling": (lambda: LossConfig(language_shrinkage=math.inf), "language_shrinkage=inf", "finite"),
+    "entropy": (lambda: LossConfig(entropy_coef=math.nan), "entropy_coef=nan", "finite"),
+    "stop in a tag": (lambda: replace(GRPO, sampling=STOPS, language=TAGS), "grpo: sampling.stop='\\n'", "tag '<de>\\n'"),
+    "stop in a tag of an evaluation": (
+        lambda: Evaluation(None, None, sampling=STOPS, language=TAGS),
+        "evaluation test: sampling.stop='\\n'",
+        "change one",
+    ),
     "nothing": (Config, "neither stages nor evaluations", "at least one"),
     "no steps": (lambda: replace(CONFIG, stages=(replace(SFT, num_steps=0),)), "the stages have no steps", "at least one"),
     "no folder": (lambda: replace(CONFIG, run_dir=""), "run_dir=''", "must name the folder"),

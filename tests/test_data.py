@@ -394,6 +394,7 @@ def bad_reward(result):
         (Scores(np.zeros(2), np.zeros(2, bool), {"p": np.zeros(1)}), "part 'p' of shape"),
         (Scores(np.zeros(2), np.zeros(2, bool), details={"d": np.array(["a", "b"])}), "detail 'd' of shape"),
         (Scores(np.zeros(2), np.zeros(2, bool), {}, np.zeros(3, bool)), "timeout of shape"),
+        (Scores(np.zeros(2), np.zeros(2, bool), details={"step": np.zeros(2)}), "a detail 'step'.* rename it"),
     ],
 )
 def test_a_reward_of_another_shape_is_named(result, words):

@@ -195,6 +195,8 @@ def test_batches_must_split_over_the_mesh(evaluator_of) -> None:
     for field in ("prompts_per_batch", "samples_per_prompt", "num_prompts"):
         with pytest.raises(UserError, match=f"{field}=0 must be at least 1"):
             dataclasses.replace(GREEDY, **{field: 0})
+    with pytest.raises(UserError, match="evaluation test: reward=None cannot be called"):
+        evaluator_of(dataclasses.replace(GREEDY, reward=None))
     with pytest.raises(UserError, match="num_prompts=21 exceeds the task's 20"):
         evaluator_of(dataclasses.replace(GREEDY, num_prompts=21))
 
@@ -215,6 +217,7 @@ def test_a_reward_that_is_not_finite_is_shown_as_it_is() -> None:
     record["details"] = {}
     assert summarise([record], 1)["reward"] == math.inf
     assert math.isnan(summarise([record, {**record, "reward": -math.inf}], 1)["reward"])
+    assert summarise([{**record, "correct": False, "details": {"accuracy": 1.0}}], 1)["accuracy"] == 0, "told by a detail"
 
 
 CONFIG = """

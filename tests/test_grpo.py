@@ -102,6 +102,16 @@ def test_describe_counts_what_happened() -> None:
     assert metrics["check/row"] == pytest.approx(3.5)
 
 
+def test_a_reward_cannot_hide_a_metric_behind_a_name_of_its_own() -> None:
+    found = experience()
+    expected = describe(found, G)
+    ones = np.ones(Q * G, np.float32)
+    clash = replace(found.scores, parts={"correct": ones, "nonfinite": ones}, details={"rollout/truncated": ones})
+    metrics = describe(found._replace(scores=clash), G)
+    for name in ("reward/correct", "reward/nonfinite", "rollout/truncated"):
+        assert metrics[name] == expected[name] != 1
+
+
 def test_languages_are_told_apart() -> None:
     found = experience()
     chosen = np.array([0, 0, 2, 2, 0, -1, 2, 0], np.int32)

@@ -311,6 +311,7 @@ def test_defaults_and_both_spellings_of_rope(tmp_path):
     nothing = dict.fromkeys(("head_dim", "num_key_value_heads", "rope_theta", "rms_norm_eps", "max_position_embeddings"))
     assert read(**nothing) == plain
     old = read(rope_theta=5e5, rope_scaling={"rope_type": "llama3", **vars(SCALING)})
+    assert read(tie_word_embeddings=None).tie_embeddings is False
     new = read(rope_parameters={"rope_type": "llama3", "rope_theta": 5e5, **vars(SCALING)})
     assert old == new == replace(plain, rope_theta=5e5, rope_scaling=SCALING)
     window = {"architectures": ["Qwen2ForCausalLM"], "sliding_window": 16}

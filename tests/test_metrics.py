@@ -200,6 +200,16 @@ def test_on_a_terminal_the_live_lines_follow_the_stage(tmp_path: Path) -> None:
     assert "loss" not in last
 
 
+def test_a_new_run_begins_at_step_zero_and_shows_its_config_in_tensorboard(tmp_path: Path) -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, color_system=None, width=120, height=30)
+    logging = LoggingConfig(console=True, tensorboard=True)
+    with MetricsLog(tmp_path, logging, 4, start_step=-1, resolved_config={"seed": 76543}, console=console) as log:
+        log.say("compiling")
+    assert "0/4" in screen.getvalue() and "-1/4" not in screen.getvalue()
+    assert any(b"76543" in path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
+
+
 def test_console_off_is_silent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with MetricsLog(tmp_path, QUIET, 2) as log:
         log.write(1, "sft", {"sft/loss": 2.0})

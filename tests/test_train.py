@@ -214,12 +214,14 @@ def test_the_kl_reference_is_taken_at_the_start_that_is_named(tmp_path: Path, on
 def test_rewards_see_the_whole_step_whatever_its_chunks(tmp_path: Path, one_device: None) -> None:
     whole = """
 from dataclasses import replace
-class Whole:
+import jax
+mean = jax.jit(lambda correct: correct.mean())
+class Whole:  # computed by jax, as a reward model is
     def __call__(self, texts, examples):
-        lengths = np.array(list(map(len, texts)))
-        return type(countdown_reward([], []))(np.zeros(len(texts), np.float32), lengths % 2 == 0)
+        even = jax.jit(lambda lengths: lengths % 2 == 0)(np.array(list(map(len, texts))))
+        return type(countdown_reward([], []))(np.zeros(len(texts), np.float32), even)
     def over_step(self, scores):
-        return replace(scores, rewards=np.full(len(scores.correct), scores.correct.mean(), np.float32))
+        return replace(scores, rewards=np.full(len(scores.correct), mean(scores.correct), np.float32))
 stage = replace(config.stages[1], reward=Whole(), num_steps=1, sampling=replace(small, prompts_per_chunk={}))
 config = replace(config, stages=(stage,), evaluations=())
 """
@@ -284,6 +286,9 @@ def test_usage_errors_are_one_line(config_file: Path, tmp_path: Path) -> None:
     ("changes", "expected"),
     [
         ("task=[]", "a task of 0 examples"),
+        ("task=iter([])", "a task of type list_iterator cannot be shuffled: give a list"),
+        ("task=[{'prompt': '1'}]", "item 0 of a task is of type dict; give a jaxrl_ml.types.Example"),
+        ("reward=0.5", "grpo: reward=0.5 cannot be called"),
         ("sampling=SamplingConfig(max_prompt_tokens=3, max_completion_tokens=8)", "over sampling.max_prompt_tokens=3"),
         ("language=LanguageConfig('forced', ('12',), '={code}' * 4)", "no room after a language tag of 12 tokens"),
     ],

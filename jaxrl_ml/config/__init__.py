@@ -21,6 +21,7 @@ from jaxrl_ml.config.stages import (
     SamplingConfig,
     SFTStage,
     Stage,
+    check_stops,
 )
 from jaxrl_ml.types import require
 
@@ -85,6 +86,7 @@ class Evaluation:
             f"evaluation {self.name}: samples_per_prompt={self.samples_per_prompt} at temperature 0 repeats one answer; "
             "use 1, or a temperature over 0",
         )
+        check_stops(f"evaluation {self.name}", self.sampling, self.language)
 
 
 @dataclass(frozen=True)

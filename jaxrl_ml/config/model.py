@@ -56,6 +56,8 @@ class ModelConfig:
             self.num_heads % self.num_kv_heads == 0,
             f"model.num_heads={self.num_heads} must be a multiple of model.num_kv_heads={self.num_kv_heads}",
         )
+        for name in ("rope_theta", "norm_eps"):
+            require(0 < getattr(self, name) < math.inf, f"model.{name}={getattr(self, name)} must be positive and finite")
         require(self.head_dim % 2 == 0, f"model.head_dim={self.head_dim} must be even: rotary embedding turns pairs")
 
 

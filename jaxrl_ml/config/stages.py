@@ -70,6 +70,9 @@ class SamplingConfig:
         require(0 <= self.min_p < 1, f"sampling.min_p={self.min_p} must be in [0, 1); 0 is off")
         require(self.top_k >= 0, f"sampling.top_k={self.top_k} must not be negative; 0 is off")
         require(all(self.stop), "sampling.stop holds an empty text; remove it")
+        require(
+            self.prompts_per_chunk >= 0, f"sampling.prompts_per_chunk={self.prompts_per_chunk} must not be negative; 0: all"
+        )
 
     @property
     def truncates(self) -> bool:
@@ -112,6 +115,15 @@ class LanguageConfig:
         return self.tag
 
 
+def check_stops(name: str, sampling: SamplingConfig, language: LanguageConfig) -> None:
+    """Raises UserError where a completion would end within its language tag."""
+    for stop in sampling.stop:
+        for tag in language.tags() if language.mode != "off" else ():
+            require(
+                stop not in tag, f"{name}: sampling.stop={stop!r} ends a completion within language.tag {tag!r}; change one"
+            )
+
+
 @dataclass(frozen=True)
 class LossConfig:
     """The GRPO family: every variant in one place. Formulas and sources: `advantages.py`, `credit.py` and `losses.py`."""
@@ -151,8 +163,10 @@ class LossConfig:
     def __post_init__(self) -> None:
         check_kinds(self, "loss")
         require(0 < self.clip_low <= 1, f"loss.clip_low={self.clip_low} must be in (0, 1]; 1 is no lower bound")
-        for name in ("language_coef", "language_shrinkage"):
-            require(getattr(self, name) >= 0, f"loss.{name}={getattr(self, name)} must not be negative")
+        for name in ("language_coef", "language_shrinkage", "kl_coef"):
+            value = getattr(self, name)
+            require(0 <= value < math.inf, f"loss.{name}={value} must not be negative, and finite")
+        require(math.isfinite(self.entropy_coef), f"loss.entropy_coef={self.entropy_coef} must be finite")
         require(self.clip_high > 0, f"loss.clip_high={self.clip_high} must be positive")
         require(self.dual_clip is None or self.dual_clip > 1, f"loss.dual_clip={self.dual_clip} must be over 1, or None")
         require(
@@ -185,7 +199,7 @@ class LoRAConfig:
     def __post_init__(self) -> None:
         check_kinds(self, "lora")
         require(self.rank >= 1, f"lora.rank={self.rank} must be at least 1; lora=None trains all weights")
-        require(self.alpha > 0, f"lora.alpha={self.alpha} must be positive")
+        require(0 < self.alpha < math.inf, f"lora.alpha={self.alpha} must be positive and finite")
 
 
 @dataclass(frozen=True)
@@ -273,6 +287,7 @@ class GRPOStage:
             chunk == 0 or self.prompts_per_step % chunk == 0,
             f"{n}.sampling.prompts_per_chunk={chunk} must divide prompts_per_step={self.prompts_per_step}",
         )
+        check_stops(n, self.sampling, self.language)
         require(
             self.loss.language == "shared" or self.language.mode in ("free", "constrained"),
             f"{n}.loss.language=own needs language.mode free or constrained, not {self.language.mode}",

@@ -101,7 +101,7 @@ def read_config(folder: str | Path) -> ModelConfig:
         rope_theta=theta,
         rope_scaling=scaling,
         norm_eps=raw.get("rms_norm_eps", 1e-6),
-        tie_embeddings=raw.get("tie_word_embeddings", False),
+        tie_embeddings=bool(raw.get("tie_word_embeddings")),
         max_positions=raw.get("max_position_embeddings", 2048),
     )
 
