@@ -10,8 +10,8 @@ and v5p, have of what is worked out: FLOPs 1.00, but 1.18 where XLA for H100 rem
 what lives beside 0.73 to 1.39, mostly 0.95 to 1.07; sent 0.86 to 1.43; bytes of decoding 1.08 to 1.34, of scores and updates
 0.68 to 0.87 on H100 and 1.9 to 4.5 on TPU, where XLA takes products with gathered weights in parts that it adds up in memory;
 the step's time 0.97 to 1.22. Collectives called: gathering and prefill 0.72 to 1.00; decoding 1.0 where only rows are split,
-2.0 with language tags, 1.2 with 32 heads over 8 devices, 5.5 with 28 over 4, where XLA moves the softmax's maxima and sums
-about; scores and updates 0.65 to 0.76 on H100, and 5 to 12 on TPU, which gathers by permutes between neighbours.
+2.0 with language tags, 1.2 over a tensor axis; scores and updates 0.65 to 0.76 on H100, and 5 to 12 on TPU, which gathers by
+permutes between neighbours.
 """
 
 from __future__ import annotations
