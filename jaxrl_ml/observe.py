@@ -69,7 +69,7 @@ def _observe(
     cells = {}
     with processes.together(settings.distributed) as main_process:
         for source, name in zip(models, names, strict=True):
-            found = _observe_model(source, place / name, settings, main_process)
+            found = _observe_model(source, place, name, settings, main_process)
             cells |= {(name, evaluation): metrics for evaluation, metrics in found.items()}
     if main_process:
         _write_csv(local / "results.csv", cells)
@@ -79,7 +79,7 @@ def _observe(
 
 
 def _observe_model(
-    source: storage.AnyPath, place: storage.AnyPath, settings: Config, main_process: bool
+    source: storage.AnyPath, place: storage.AnyPath, name: str, settings: Config, main_process: bool
 ) -> dict[str, Mapping[str, float]]:
     """The metrics of a model's cells: those in `place`, which the main process reads, and those that were missing there."""
     from jaxrl_ml import processes
@@ -88,8 +88,8 @@ def _observe_model(
     about = {"source": str(source.resolve()), "step": best_step(source), "seed": settings.seed}
     asked = {one.name: {**about, "evaluation": plain(resolved(one))} for one in settings.evaluations}
     folder = storage.local(place)
-    paths = {evaluation: folder / "evaluations" / f"{evaluation}.json" for evaluation in asked}
-    there = {name: _finished(path, asked[name]) for name, path in paths.items()} if main_process else {}
+    paths = {evaluation: folder / name / "evaluations" / f"{evaluation}.json" for evaluation in asked}
+    there = {evaluation: _finished(path, asked[evaluation]) for evaluation, path in paths.items()} if main_process else {}
     found = processes.gather(there)[0]
     missing = [evaluation for evaluation in settings.evaluations if found[evaluation.name] is None]
     if missing:

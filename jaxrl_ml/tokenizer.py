@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrl_ml.types import Message, UserError
+from jaxrl_ml.types import HALF_CHARACTER, Message, UserError
 
 PAD, EOS = "<pad>", "<eos>"
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
@@ -160,7 +160,7 @@ class Tokenizer:
         try:
             return self._hf(texts, add_special_tokens=special, return_attention_mask=False)["input_ids"]
         except Exception as error:  # the Rust side raises plain Exception
-            if half := next(filter(None, map(re.compile("[\ud800-\udfff]").search, texts)), None):
+            if half := next(filter(None, map(HALF_CHARACTER.search, texts)), None):
                 place = f"at position {half.start()} of {half.string[:60]!r}"
                 raise UserError(
                     f"{half[0]!r} {place} is half of a character, which no tokenizer can encode; mend it"

@@ -15,6 +15,7 @@ is stored once, `[Q, P]`, never once a row.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 Params = Any  # a plain pytree of arrays: {"embed", "layers", "final_norm"[, "lm_head"]}, layers stacked on axis 0, or
 # `lora.Adapted` where an adapter is trained
 Message = dict[str, str]  # {"role": ..., "content": ...}, as chat templates take them
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # a lone surrogate, such as is left of an emoji that was cut in two
 
 
 class UserError(Exception):

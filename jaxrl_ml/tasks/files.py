@@ -15,7 +15,6 @@ import contextlib
 import csv
 import json
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxrl_ml import storage
-from jaxrl_ml.types import Example, UserError
+from jaxrl_ml.types import HALF_CHARACTER, Example, UserError
 
 if TYPE_CHECKING:
     import pyarrow
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 Source = str | Path | Sequence[str | Path]
 """A hub name, or the path of one file, or the paths of several that are read one after the other."""
 
-_HALF = re.compile("[\ud800-\udfff]")  # a lone surrogate, such as is left of an emoji that was cut in two
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
@@ -71,7 +69,7 @@ class Row:
             raise self.wrong(f"{column}={short(value)} must be text")
         if self.is_blank(column):
             raise self.wrong(f"{column} is empty; fill it or leave the row out")
-        if half := _HALF.search(value):  # JSON can spell it, but no tokenizer can encode it
+        if half := HALF_CHARACTER.search(value):  # JSON can spell it, but no tokenizer can encode it
             raise self.wrong(f"{column} has half of a character, {half[0]!r}, at position {half.start()}; mend the text")
         return value.strip()
 
