@@ -13,6 +13,7 @@ from conftest import lines_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxrl_ml.languages.thinking import answer_parts
 from jaxrl_ml.rewards.countdown import MAX_ANSWER_CHARS, countdown_reward
 from jaxrl_ml.tasks.countdown.generate import Countdown
 from jaxrl_ml.types import Example, UserError
@@ -102,6 +103,35 @@ def test_the_last_answer_counts(text, expected):
 )
 def test_arithmetic_is_exact(expression, numbers, target, expected):
     assert reward(answer(expression), problem(*numbers, target=target)) == expected
+
+
+RIGHT, OTHER = "<answer>(1+2)*8</answer>", "<answer>1</answer>"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"<think>{RIGHT}</think> none", 0.0),
+        (f"<think>{RIGHT}", 0.0),
+        (f"{RIGHT}</think> none", 0.0),
+        (f"<think>hm</think>{RIGHT}", 1.0),
+        (f"hm</think>{OTHER} so {RIGHT}", 1.0),
+        (f"<think>{OTHER}</think> so the answer is {RIGHT}", 1.0),
+        (f"<think>hm</think>{OTHER}<think>{RIGHT}</think>", 0.1),
+        (f"<think>hm</think><think>{RIGHT}", 0.0),
+        (f"hm /think>{RIGHT} <think>", 0.0),
+        (RIGHT, 1.0),
+    ],
+)
+def test_an_answer_in_thinking_is_none(text, expected):
+    assert reward(text, problem(1, 2, 8, target=24)) == expected
+
+
+@settings(deadline=None, derandomize=True, max_examples=300)
+@given(st.lists(st.sampled_from(["<think>", "</think>", RIGHT, OTHER, "hm", "think>", " "]), max_size=7).map("".join))
+def test_a_text_scores_what_its_answer_part_scores(text):
+    (part,) = answer_parts([text])
+    assert reward(text, problem(1, 2, 8, target=24)) == reward(part.replace("</think>", ""), problem(1, 2, 8, target=24))
 
 
 def test_large_products_do_not_wrap_round():

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxrl_ml.config import LanguageConfig
-from jaxrl_ml.languages.thinking import Completion, parse
+from jaxrl_ml.languages.thinking import Completion, answer_parts, from_answer, is_answer, opened_by, parse, with_openings
 
 CONFIG = LanguageConfig("free", ("en", "zh", "he"))
 
@@ -119,6 +119,49 @@ def test_parts_make_up_the_text(text):
 @given(st.sampled_from(CONFIG.languages), st.text(max_size=40), st.text(max_size=40))
 def test_what_is_written_is_read(code, thinking, answer):
     assert read(f"{tag(code)}{thinking}</think>{answer}") == (code, thinking, answer)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("5", "5"),
+        ("<think>4</think>5", "5"),
+        ("4</think>5", "5"),
+        ("<think>4", ""),
+        ("4 <think>5", ""),
+        ("<think>4</think>5<think>6</think>7", "5 7"),
+        ("<think>4</think>5<think>6", "5 "),
+        ("4</think>5</think>6", "5</think>6"),
+    ],
+)
+def test_a_reward_of_answers_reads_no_thinking(text, answer):
+    assert answer_parts([text]) == [answer]
+
+
+@settings(deadline=None, derandomize=True, max_examples=300)
+@given(st.lists(MARKS, max_size=8).map("".join), st.lists(MARKS, max_size=8).map("".join))
+def test_what_a_reward_of_answers_reads(text, rest):
+    (part,) = answer_parts([text])
+    assert answer_parts([from_answer(text)]) == answer_parts([f"</think>{text}"])
+    assert answer_parts([f"<think>{text}"]) == ([""] if "</think>" not in text else [part])
+    kept = "#" in answer_parts([f"{text}#{rest}"])[0]
+    assert is_answer(f"{text}#{rest}", len(text)) is kept
+
+
+def test_thinking_that_the_prompt_opened_stands_before_the_completion():
+    assert opened_by("<|assistant|>\n<think>\n") == "<think>\n" and opened_by("<think>") == "<think>"
+    assert opened_by("<think></think>\n\n") == opened_by("write <think> first") == opened_by("") == ""
+    completions = ["a</think>5", "b", "c", "d"]
+    assert with_openings(["1 <think>\n", "2"], completions) == ["<think>\na</think>5", "<think>\nb", "c", "d"]
+    assert with_openings(["1", "2"], completions) == completions and with_openings([], []) == []
+
+
+def test_a_tag_without_a_mark_of_its_own_may_follow_one():
+    config = LanguageConfig("constrained", ("de", "en"), ("<de>", "<en>"))
+    assert read("<think>\n<de>so</think>5", config) == ("de", "so", "5")
+    assert read("<de>so</think>5", config) == ("de", "so", "5")
+    assert read("well <think><de>so</think>5", config) == ("", "<de>so", "5")
+    assert read(f"<think>{EN}so</think>5") == ("", f"{EN}so", "5")  # its mark is its own
 
 
 @pytest.mark.parametrize("unit", [EN, "<think>", "</think>", "<", "</think", "7", "\u0301"])

@@ -22,7 +22,7 @@ import numpy as np
 
 from jaxrl_ml.config import LanguageConfig
 from jaxrl_ml.languages.detect import Backend, Detector
-from jaxrl_ml.languages.thinking import CLOSE, parse
+from jaxrl_ml.languages.thinking import CLOSE, from_answer, parse
 from jaxrl_ml.rewards.language import answer_verdict, check_weights, weighted
 from jaxrl_ml.types import Example, Reward, Scores, require
 
@@ -72,7 +72,7 @@ class ConsistencyReward:
         closes = [CLOSE in text for text in texts]
         whole = self.unclosed == "read"
         answers = [c.answer if ends or not whole else c.thinking + c.answer for c, ends in zip(read, closes, strict=True)]
-        verdict = answer_verdict(self, answers, examples)
+        verdict = answer_verdict(self, [from_answer(answer) for answer in answers], examples)
         found = Detector(self.languages, self.backend)([completion.thinking for completion in read])
         asked = np.array([example.language for example in examples])
         on_target, abstain = found.code == asked, found.letters == 0

@@ -1,7 +1,8 @@
 """The Countdown reward: B completions and their examples in, Scores out.
 
-A completion's answer is what stands between its last `<answer>` and the `</answer>` that follows; a last `<answer>` that is
-never closed is no answer. Reward: 1.0 for a correct answer, 0.1 for any other, 0 for none. Correct is an expression
+An answer stands in the answer part of a completion, after its thinking (`languages/thinking.py`): between the last `<answer>`
+there and the `</answer>` that follows. A last `<answer>` that is never closed is no answer. Reward: 1.0 for a correct answer,
+0.1 for any other, 0 for none. Correct is an expression
 
 * of ASCII decimal numbers, the operators + - * / (or × ÷ −), parentheses and white space;
 * that uses each of the example's numbers exactly once and no other. Numbers are compared as written, so `07` is not 7;
@@ -12,8 +13,8 @@ Signs in front of an operand (`-3`, `+3`), powers, floor divisions, decimals and
 make numbers out of none, or are not among the four operations.
 
 The text is hostile, so all work is linear in it, a number that is not the example's is never computed with, and nothing
-recurses. It is also checked for the whole batch at once: two substring searches find each answer; the answers are joined into
-one buffer whose numbers numpy reads and compares; the order of operations is worked out once for each *shape*, such as
+recurses. It is also checked for the whole batch at once: a few substring searches find each answer; the answers are joined
+into one buffer whose numbers numpy reads and compares; the order of operations is worked out once for each *shape*, such as
 `(0+0)*0`, of which a batch has few; then step k of all rows is one operation on arrays of numerators and denominators.
 """
 
@@ -25,6 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxrl_ml.languages.thinking import CLOSE, OPEN, answer_parts, is_answer
 from jaxrl_ml.tasks.countdown.generate import MAX_NUMBER
 from jaxrl_ml.types import Example, Scores, UserError
 
@@ -73,16 +75,20 @@ def countdown_reward(texts: Sequence[str], examples: Sequence[Example]) -> Score
 
 def _expressions(texts: Sequence[str], examples: Sequence[Example]) -> tuple[np.ndarray, list[str]]:
     """The rows that have an answer, and each one's expression."""
-    starts = [text.rfind(_OPEN) for text in texts]
-    ends = [text.find(_CLOSE, start) for text, start in zip(texts, starts, strict=True)]  # −1 where the start is −1
-    skip = len(_OPEN)
-    expressions = [text[start + skip : end] for text, start, end in zip(texts, starts, ends, strict=True) if end >= 0]
-    starts, ends = np.array(starts), np.array(ends)
-    rows = np.flatnonzero(ends >= 0)
-    long = (ends - starts)[rows] > MAX_ANSWER_CHARS + skip
+    rows, expressions, skip = [], [], len(_OPEN)
+    near = len(CLOSE) + len(OPEN) - 1  # so close before an answer, `</think>` leaves no room for another `<think>`
+    for row, text in enumerate(texts):
+        start = text.rfind(_OPEN)
+        if start >= 0 and text.find(CLOSE, start - near, start) < 0 and not is_answer(text, start):
+            (text,) = answer_parts([text])  # without the thinking that the last `<answer>` stands in
+            start = text.rfind(_OPEN)
+        if start >= 0 and (end := text.find(_CLOSE, start)) >= 0:
+            rows.append(row)
+            expressions.append(text[start + skip : end])
+    long = np.fromiter(map(len, expressions), np.int64, len(rows)) > MAX_ANSWER_CHARS
     for i in np.flatnonzero(long | _holding_any_but_plain_text(expressions)).tolist():
         expressions[i] = _plain(expressions[i], examples[rows[i]])
-    return rows, expressions
+    return np.array(rows, np.int64), expressions
 
 
 def _holding_any_but_plain_text(expressions: Sequence[str]) -> np.ndarray:

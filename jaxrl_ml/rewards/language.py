@@ -38,7 +38,7 @@ import numpy as np
 from jaxrl_ml.config import LanguageConfig
 from jaxrl_ml.languages.detect import Backend, Detector
 from jaxrl_ml.languages.tags import allowed_languages
-from jaxrl_ml.languages.thinking import parse
+from jaxrl_ml.languages.thinking import from_answer, parse
 from jaxrl_ml.types import Example, Reward, Scores, require
 
 
@@ -117,7 +117,7 @@ class ExpLangReward:
         allowed = allowed_languages(self.language, examples)
         tagged = (chosen >= 0) & allowed[np.arange(len(texts)), chosen]
 
-        verdict = answer_verdict(self, [completion.answer for completion in completions], examples)
+        verdict = answer_verdict(self, [from_answer(completion.answer) for completion in completions], examples)
         thinking = [c.thinking if is_tagged else "" for c, is_tagged in zip(completions, tagged, strict=True)]
         detected = self._detector()(thinking)
         compliant = detected.code == np.array(self.language.languages)[chosen]  # nothing is detected where there is no tag

@@ -1,8 +1,9 @@
 r"""The maths reward: B completions and their examples in, Scores out.
 
-Every answer is extracted and compared by `answers.py`, exactly and within this process where it is a number or a choice; the
-rest goes, each distinct pair once, to a pool of math-verify processes (`verifier.py`). The reward is 1.0 for a right answer
-and 0.0 for any other, for none, and for one whose check was given up at its deadline; the last is counted as a time-out.
+The answer is read from the answer part of a completion alone, never from its thinking (`languages/thinking.py`). `answers.py`
+extracts it and compares it, exactly and within this process where it is a number or a choice. Every other pair goes, each
+distinct one once, to a pool of math-verify processes (`verifier.py`). The reward is 1.0 for a right answer. It is 0.0 for a
+wrong one, for none, and for one whose check was given up at its deadline, which is also counted as a time-out.
 
     reward = MathsReward(deadline_s=3.0)                                   # in a config file; starts nothing
     scores = reward(["so it is \\boxed{\\frac{1}{2}}"], [Example("1", "maths", answer="0.5")])
@@ -17,6 +18,7 @@ from typing import Literal
 
 import numpy as np
 
+from jaxrl_ml.languages.thinking import answer_parts
 from jaxrl_ml.rewards import answers, verifier
 from jaxrl_ml.types import Example, Scores, UserError
 
@@ -55,8 +57,8 @@ class MathsReward:
         start = time.perf_counter()
         examples = list(examples)  # a task makes them anew each time, and identities of what is gone are used again
         golds = {id(example): _gold(example) for example in examples}
-        found = [answers.extract(text, self.answer) for text in texts]
-        asked = [(golds[id(example)], answer or "") for example, answer in zip(examples, found, strict=True)]
+        extracted = [answers.extract(text, self.answer) for text in answer_parts(texts)]
+        asked = [(golds[id(example)], answer or "") for example, answer in zip(examples, extracted, strict=True)]
         judged = {pair: answers.judge(*pair) for pair in dict.fromkeys(asked)}
         hard = list(dict.fromkeys(verdict for verdict in judged.values() if not isinstance(verdict, bool)))
         verified = dict(zip(hard, self._verifier()(hard), strict=True)) if hard else {}
@@ -74,7 +76,7 @@ class MathsReward:
             parts={"correct": rewards},
             timeout=timeout,
             details={
-                "answered": np.array([bool(answer) for answer in found], np.float32),
+                "answered": np.array([bool(answer) for answer in extracted], np.float32),
                 "verifier/pooled": pooled.astype(np.float32),
                 "verifier/time_ms": np.full(len(texts), elapsed_ms / max(len(texts), 1), np.float32),
             },
