@@ -50,7 +50,7 @@ ONLY_IN = {
     "fsspec": {"storage.py", "orbax_s3.py"},
     "etils": {"storage.py"},
     "math_verify": {"rewards/verifier_worker.py"},
-    "sympy": set(),
+    "sympy": {"rewards/closeness.py"},
     "py3langid": {"languages/detect.py"},
     "lingua": {"languages/detect.py"},
     "torch": set(),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_rewards_agreement import math_verify_alone
 
 from jaxrl_ml import cli, data
 from jaxrl_ml.rewards import verifier
@@ -101,7 +102,9 @@ C ¦ C ¦ (C) ¦ \text{(C)} ¦ D ¦ \text{(C) }5 ¦ C) 5 ¦ C: 5 ¦  ¦ E ¦ c �
 ROWS = [line.split("¦") for line in TABLE.splitlines() if "¦" in line]
 PAIRS = [(gold.strip(" "), answer.strip(" ")) for gold, *answers in ROWS for answer in answers]
 
-# Where our verdict is not math-verify's; ours is "right" in every one. The reasons, one a line:
+UNITS = "two units that mean different things, which math-verify drops"
+
+# Where our verdict is not math-verify's. Ours is "right" in every one but the last. The reasons, one a line:
 DEPARTURES = {
     "digits and punctuation of another script, which math-verify cannot parse": [
         ("3.5", "٣٫٥"), ("3.5", "３．５"), ("3.5", "३.५"), ("3.5", "๓.๕"), ("3.5", "3．5"), ("3.5", "３，５"),
@@ -134,6 +137,13 @@ DEPARTURES = {
     ],
     "math-verify forgives a missing percent sign for 50% but not for -50%": [("-50\\%", "-50")],
     "math-verify's floats round before it compares": [("57", "5700.0\\%")],
+    "a percentage with a decimal point, whose sign is missing": [("50\\%", "50.0"), ("12.5\\%", "12.5")],
+    "a number with an exponent, which math-verify takes for a product with Euler's number": [("1000", "1e3")],
+    "an inequality turned round, or beside its interval": [
+        ("1\\le x<5", "5>x\\ge 1"), ("[1,5)", "1\\le x<5"), ("(-\\infty,0]", "x\\le 0"),
+    ],
+    "math-verify takes an i that stands apart for another i": [("1+2i", "1 + 2 i")],
+    UNITS: [("15\\text{ km}", "15\\text{ m}")],
 }  # fmt: skip
 
 
@@ -147,22 +157,14 @@ def reward():
         yield made
 
 
-def alone(gold: str, answer: str) -> bool:
-    """math-verify's own verdict, without anything of ours."""
-    import math_verify
-
-    parsed = [math_verify.parse(f"\\boxed{{{text}}}", parsing_timeout=None) for text in (gold, answer)]
-    return bool(math_verify.verify(*parsed, timeout_seconds=None))
-
-
 def test_agrees_with_math_verify_alone(reward):
     """The verdicts differ on the listed pairs and nowhere else."""
     assert len(set(PAIRS)) >= 300
     scores = reward([f"\\boxed{{{answer}}}" for _, answer in PAIRS], [example(gold) for gold, _ in PAIRS])
     ours = dict(zip(PAIRS, scores.correct.tolist(), strict=True))
     departures = [pair for pairs in DEPARTURES.values() for pair in pairs]
-    assert {pair for pair in PAIRS if ours[pair] != alone(*pair)} == set(departures)
-    assert all(ours[pair] for pair in departures)
+    assert {pair for pair in PAIRS if ours[pair] != math_verify_alone(*pair)} == set(departures)
+    assert {pair for pair in departures if not ours[pair]} == set(DEPARTURES[UNITS])
     assert not scores.timeout.any()
     assert scores.details["verifier/pooled"].mean() < 0.6
 
@@ -184,6 +186,27 @@ def test_examples_that_are_made_anew_each_time_are_not_mixed_up(reward):
     task = InLanguage([example(str(number), str(number)) for number in range(100)], "en")
     texts = [f"\\boxed{{{number}}}" for number in range(100)]
     assert reward(texts, task).correct.all() and not reward(texts[::-1], task).correct.any()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<think>maybe \\boxed{5}, no.</think> It is 6.", False),
+        ("<think>maybe \\boxed{5}", False),
+        ("maybe \\boxed{5}</think> It is 6.", False),
+        ("<think>\\boxed{6}</think> \\boxed{5}", True),
+        ("\\boxed{6}</think> \\boxed{5}", True),
+        ("<think>6</think> \\boxed{6} <think>\\boxed{5}", False),
+        ("\\boxed{5}", True),
+    ],
+)
+def test_thinking_is_not_paid_as_an_answer(reward, text, expected):
+    assert reward([text], [example("5")]).correct.tolist() == [expected]
+
+
+def test_the_last_number_is_not_taken_from_thinking():
+    scores = MathsReward(answer="last_number")(["<think>5", "<think>6</think> 5", "<think>5</think> 6"], [example("5")] * 3)
+    assert scores.correct.tolist() == [False, True, False]
 
 
 def test_an_empty_batch(reward):

@@ -1,46 +1,60 @@
 r"""The front of the maths reward: texts in; their answers, exact verdicts, or pairs of LaTeX for the verifier out. Pure.
 
-`extract` finds the answer in a text. `judge` compares it with the gold answer: identical texts, numbers and choices are decided
-here, exactly; anything else comes back as the pair that math-verify is to compare. Nothing is ever guessed: what is not read
-as a number from its first character to its last goes to the verifier.
+`extract` finds the answer in a text. `judge` compares it with the gold answer. Identical texts, numbers and choices are decided
+here, exactly. Any other pair is returned for the verifier process, which compares words, signs and structure (`agreement.py`)
+and leaves the algebra to math-verify.
 
-Verdicts are math-verify's (a number is equal in any form, units and currencies are dropped, `50\%` is 0.5 and also 50),
-with these departures, all of them towards how numbers are written outside English and outside LaTeX:
+Verdicts are math-verify's (a number is equal in any form, a unit or a currency beside one number may be left out, `50\%` is 0.5
+and also 50), with these departures. The first eleven accept what math-verify refuses:
 
 1. Digits and punctuation of any script are read (`٣٫٥`, `３，５`), as are ½, √, ∞, ·, ° and raised and lowered signs (`x⁻¹²`).
 2. `3,5` against a single number is 3.5, not the list 3, 5. Against another list it stays a list.
-3. Thousands may be set off as in `1 000`, `1\,000`, `1.000.000`, `1.000,5` and `12,34,567`.
+3. Thousands may be set off as in `1 000`, `1\,000`, `1.000.000`, `1.000,5`, `5\text{,}040` and `12,34,567`.
 4. One separator before exactly three digits is read the American way (`3,500` is 3500, `1.234` is 1.234) and, in an answer,
    also the other way: `3,500` is right where the gold answer is 3.5, `1.234` where it is 1234. `3,000` is never 3.
-5. `1 1/2` is a mixed number (math-verify reads 1).
-6. A full stop or `**` around the answer, a currency sign, and units such as `km/h`, `cm^2`, `dollars`, `часов` or `個`
-   (`units.py`) are dropped; per cent is read in words, too.
-7. A choice, A to J, may be followed by its text: `C) 5 eV`.
+5. `1 1/2` is a mixed number (math-verify reads 1), `0.\overline{27}`, `0.\dot{3}` and `0.(3)` repeat, `1.6e-19` is a number.
+6. What surrounds an answer is dropped, whatever the answer is: full stops, bold and quotation marks, dollars, `Answer:`, units
+   such as `km/h`, `cm^2`, `dollars`, `часов` or `個` (`units.py`). Per cent is read in words, too.
+7. A choice, A to J, may be written in any script and notation, with its text or the word for *option* beside it
+   (`choices.py`).
 8. In brackets `;` parts numbers as `,` does: `[1,5; 2)` is from 1.5 to 2 (of intervals math-verify knows `,` alone).
+9. Several boxes that only a comma, *and* or *or*, in any of our languages, parts from each other are one answer, a list:
+   `\boxed{2} und \boxed{3}`. Of other boxes the last one counts.
+10. A number in another base is its digits and its base: `52_8`, `(52)_8` and `52_{\text{eight}}` are the same.
+11. An inequality in one variable and the interval of its solutions are the same, whichever way round it is written.
+
+The others refuse what math-verify accepts, since it reads less than the text says or computes less exactly:
+
+12. Moduli, bases, ellipses, comparison signs, branches of a `cases` environment, primes and all words that are no units must
+    agree; a quantity in two units may not lose a part.
+13. Integers, fractions and exact expressions are compared exactly, decimals to a relative 1e-6 of the gold answer
+    (math-verify: six decimal places). A decimal is never near enough to an integer: 41.9999999 is not 42.
 
 The text is hostile: no step costs more than its length, and numbers are computed with only when they are short.
 """
 
 from __future__ import annotations
 
-import functools
 import re
-import unicodedata
-from fractions import Fraction
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from jaxrl_ml.rewards.units import LEADING, PERCENT, UNITS
+from jaxrl_ml.rewards import choices, number
+from jaxrl_ml.rewards.latex import BRACES, balances, flat, tidy, to_latex
+from jaxrl_ml.rewards.words import AND, OR
 from jaxrl_ml.tasks.maths import MAX_ANSWER_CHARS  # a longer answer is wrong: bounds a row's work, here and in the verifier
 
-_MAX_NUMBER_CHARS = 80  # a longer number, with its decoration, is left to the verifier
-_MAX_FLOAT_DIGITS = 15  # beyond, math-verify's floats round
-_NEAR = Fraction(2, 10**6)  # math-verify compares decimals to six places: what is this near, it shall decide
-
 _BOX = re.compile(r"(?s:.)?\\(?:boxed|fbox)\s{0,8}\{")
-_BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
+_BETWEEN_BOXES = 40  # characters: what joins two boxes is short
+_NUMBER = r"""
+    (?: \d+\ \d+/\d+ | \d*\\[dtc]?frac\s?(?:\d\s?\d|\{-?\d+\}\{-?\d+\}|\d\{-?\d+\}|\{-?\d+\}\d)
+      | [1-9]\d{0,2}(?:[ ']\d{3})+(?!\d)(?:[.,]\d+)? | (?:\d[\d.,]*|\.\d[\d.,]*)(?:\s?/\s?\d+)? )
+    (?:\s?(?:\\times|\\cdot)\s*10)? (?:\s?\^\s?(?:\{-?\d+\}|\d))?  # a power is part of its number
+"""
+_ROOT_OR_PI = r"\\sqrt(?:\[\d\])?\{\d+\} | \\pi(?![a-z])"
 _LAST_NUMBER = re.compile(
-    r"""(?<!_)(?<!_\{)(?<!\d)(?:(?<![\w.,)}])[-+])?  # no index; a sign, where it is no subtraction
-    (?:\\?\$)?(?:\d+\ \d+/\d+ | \d*\\[dt]?frac\{-?\d+\}\{-?\d+\} | (?:\d[\d.,]*|\.\d[\d.,]*)(?:\s?/\s?\d+)?)(?:\s?\\?%)?""",
+    rf"""(?<![\^_\dA-Za-z\u00c0-\u024f\u0370-\u04ff])(?<![\^_]\{{)(?<![\^_]-)(?<![\^_]\{{-)(?<!\d[.,])(?!(?<=\n)\d{{1,2}}[.)]\s+\S)
+    (?:(?<![\w.,)}}])[-+])? (?:\\?{number.CURRENCY.pattern})?  # a sign, where it is no subtraction
+    (?: {_NUMBER} (?:\s?(?:{_ROOT_OR_PI}))? | {_ROOT_OR_PI} ) (?:\s?\\?%)?""",
     re.VERBOSE,
 )
 
@@ -48,9 +62,9 @@ _LAST_NUMBER = re.compile(
 def extract(text: str, form: Literal["boxed", "last_number"] = "boxed") -> str | None:
     r"""The answer that a text gives, as it stands there; None where it gives none.
 
-    It stands in the last `\boxed{...}` or `\fbox{...}` whose braces balance, or in the last closed `<answer>...</answer>`,
-    whichever begins later; "last_number" takes the last number of a text without either. At most MAX_ANSWER_CHARS + 1
-    characters are returned, so that an answer that is too long shows it.
+    It stands in the last `\boxed{...}` or `\fbox{...}` whose braces balance, together with the boxes that it is joined to, or
+    in the last closed `<answer>...</answer>`, whichever begins later. "last_number" takes the last number of a text without
+    either. At most MAX_ANSWER_CHARS + 1 characters are returned, so that an answer that is too long shows it.
     """
     box, answer = _last_box(text), None
     end = text.rfind("</answer>")
@@ -58,21 +72,21 @@ def extract(text: str, form: Literal["boxed", "last_number"] = "boxed") -> str |
     if start >= 0 and (box is None or start > box[0]):
         answer = text[start + len("<answer>") : end]
     elif box is not None:
-        answer = box[1]
+        answer = _with_joined_boxes(text, *box)
     elif form == "last_number":
         answer = _last_number(text)
     return answer and answer[: MAX_ANSWER_CHARS + 1]
 
 
-def _last_box(text: str) -> tuple[int, str] | None:
-    """Where the last balanced box begins and what it holds; the start of that, over MAX_ANSWER_CHARS, where that is long."""
-    position = len(text)
+def _last_box(text: str, end: int | None = None) -> tuple[int, str] | None:
+    """Where the last balanced box before `end` begins, and what it holds: at most MAX_ANSWER_CHARS + 1 characters of it."""
+    position = len(text) if end is None else end
     while (position := text.rfind("box", 0, position)) >= 0:
         opening = _BOX.match(text, max(0, position - 2))
         if opening is None:
             continue
         depth, limit = 1, opening.end() + MAX_ANSWER_CHARS + 1
-        for brace in _BRACES.finditer(text, opening.end(), limit):
+        for brace in BRACES.finditer(text, opening.end(), limit):
             depth += {"{": 1, "}": -1}.get(brace[0], 0)
             if not depth:
                 return position, text[opening.end() : brace.start()]
@@ -81,8 +95,28 @@ def _last_box(text: str) -> tuple[int, str] | None:
     return None
 
 
+_FORMATTING = re.compile(r"[\s$*]|\\[()\[\],;! ]|\\q?quad(?![a-z])|\\text\s?\{([^{}]*)\}")
+_JOINS = re.compile(rf"(?:[,;،、，]|(?:[,;،、，])?(?:{'|'.join(map(re.escape, (*AND, *OR)))}))".replace(r"\ ", ""))
+
+
+def _with_joined_boxes(text: str, start: int, content: str) -> str:
+    """The content of a box after those of the boxes that it is joined to; each once, parted by commas."""
+    contents = [content]
+    while sum(map(len, contents)) <= MAX_ANSWER_CHARS:
+        opening = text.rfind("\\", 0, start)
+        before = _last_box(text, opening) if opening > 0 else None
+        if before is None:
+            break
+        between = text[text.index("{", before[0]) + len(before[1]) + 2 : opening]
+        if len(between) > _BETWEEN_BOXES or not _JOINS.fullmatch(_FORMATTING.sub(r"\1", between).replace(" ", "").casefold()):
+            break
+        start, content = before
+        contents.append(content)
+    return ", ".join(dict.fromkeys(content.strip(" .") for content in reversed(contents))) if len(contents) > 1 else content
+
+
 def _last_number(text: str) -> str | None:
-    tail = to_latex(text[-MAX_ANSWER_CHARS - 1 :])
+    tail = to_latex(text[-MAX_ANSWER_CHARS - 1 :]).replace("{,}", ",")
     numbers = list(_LAST_NUMBER.finditer(tail))
     if not numbers:
         return None
@@ -91,226 +125,52 @@ def _last_number(text: str) -> str | None:
     return numbers[-1][0].rstrip(".,")
 
 
-class _Characters(dict[int, int | str]):
-    """How each character is written in ASCII LaTeX; filled as characters are met."""
-
-    def __missing__(self, code: int) -> int | str:
-        character = chr(code)
-        digit, decomposition = unicodedata.decimal(character, None), unicodedata.decomposition(character)
-        if digit is not None:
-            character = str(digit)
-        elif 0xFF01 <= code <= 0xFF5E:  # the full-width forms of ASCII
-            character = chr(code - 0xFEE0)
-        elif decomposition.startswith("<fraction>") and not decomposition.endswith("2044"):
-            top, _, bottom = "".join(chr(int(part, 16)) for part in decomposition.split()[1:]).partition("\u2044")
-            character = rf"\frac{{{top}}}{{{bottom}}}"
-        elif unicodedata.category(character) == "Zs":
-            character = " "
-        elif unicodedata.category(character) == "Sc":  # of currencies
-            character = r"\$"
-        elif unicodedata.category(character) == "Cf":  # marks of writing direction, joiners, soft hyphens
-            character = ""
-        self[code] = character
-        return character
-
-
-_CHARACTERS = _Characters(
-    str.maketrans("−–‐‑﹣٫٬،、٪⁄∕’。।۔", "-----.,,,%//'...")
-    | {
-        ord("°"): r"^\circ ",
-        ord("℃"): r"^\circ C",
-        ord("℉"): r"^\circ F",
-        ord("∞"): r"\infty ",
-        ord("·"): r"\cdot ",
-        ord("⋅"): r"\cdot ",
-    }
-)
-_RAISED = re.compile("[⁰¹²³ⁱ⁴-ⁿ]+")
-_LOWERED = re.compile("[₀-₎]+")
-_ROOT = re.compile(r"√\s?(\d+(?:\.\d+)?|[a-zA-Z])")
-
-
-def to_latex(text: str) -> str:
-    """The text with digits, punctuation and symbols of all scripts as ASCII and LaTeX; ASCII is left as it is."""
-    if text.isascii():
-        return text
-    text = _RAISED.sub(lambda run: f"^{{{unicodedata.normalize('NFKC', run[0])}}}", text)
-    text = _LOWERED.sub(lambda run: f"_{{{unicodedata.normalize('NFKC', run[0])}}}", text)
-    return _ROOT.sub(r"\\sqrt{\1}", unicodedata.normalize("NFC", text).translate(_CHARACTERS))
-
-
-class Number(NamedTuple):
-    """A number as it was written."""
-
-    value: Fraction  # of `50%`, 50
-    latex: str  # as math-verify reads it
-    percent: bool = False
-    whole: bool = False  # without decimal point and fraction bar
-    listlike: bool = False  # `3,5`, which may be two numbers
-    other: Fraction | None = None  # the less likely reading, in an answer
-
-
 def judge(gold: str, answer: str) -> bool | tuple[str, str]:
-    """Whether the answer is right; where that takes algebra, the (gold, answer) in LaTeX for the verifier.
+    """Whether the answer is right; where words or algebra decide, the (gold, answer) in LaTeX for the verifier.
 
-    Both are what stood in the box; an answer that is empty, too long, or whose braces do not balance is wrong.
+    Both are what stood in the box. An answer that is empty, too long, or whose braces do not balance is wrong.
     """
     if len(answer) > MAX_ANSWER_CHARS:
         return False
-    gold, answer = to_latex(gold).strip(), to_latex(answer).strip()
-    if not answer or len(answer) > MAX_ANSWER_CHARS or not _balances(answer):
+    gold, answer = to_latex(gold), to_latex(answer)
+    if len(answer) > MAX_ANSWER_CHARS or not balances(answer):
         return False
-    if gold == answer:
-        return True
-    golden, given = _read(gold), _read(_ASSIGNMENT.sub("", answer))
-    if isinstance(golden, str) and given is None and (chosen := _CHOSEN.fullmatch(_tidied(answer))):
-        given = chosen[1]
-    match golden, given:
-        case Number(), Number() if not (golden.listlike and given.listlike):
-            verdict = _equal(golden, given)
-            return (golden.latex, given.latex) if verdict is None else verdict
-        case (str(), str()):
-            return golden == given
-        case (str(), Number()) | (Number(), str()):
-            return False
-    return _with_commas(gold), _with_commas(answer)
+    gold, answer = tidy(gold), tidy(answer)
+    if gold == answer or not answer:
+        return bool(answer)
+    choice = choices.read(flat(gold))
+    if choice is not None and (chosen := choices.read(_ASSIGNMENT.sub("", flat(answer)))) is not None:
+        return chosen == choice
+    golden = None if _AMBIGUOUS.search(gold) else number.read(gold)
+    given = number.read(answer)
+    if golden is not None and given is None:
+        given = number.read(_ASSIGNMENT.sub("", answer))
+    if golden is not None and given is not None and not (golden.listlike and given.listlike):
+        return number.equal(golden, given)
+    if choice is not None and given is not None:
+        return False
+    if golden is None and _LETTERS.search(answer):  # it may be no unit that stands beside a number
+        given = None
+    return _for_verifier(gold, golden), _for_verifier(answer, given)
 
 
-def _with_commas(text: str) -> str:
-    """The text with `,` for each `;` in brackets; where there are such, the commas within a number are decimal ones."""
+_ASSIGNMENT = re.compile(r"^\s*[a-zA-Z]\s?=(?!.*=)")  # `x = 3` is 3, where the gold answer is a number
+_LETTERS = re.compile(r"(?<!\\)\b[A-Za-z]")
+_AMBIGUOUS = re.compile(r"\d[A-Za-z]$")  # `2m` may be metres or a product
+_BRACKETED = re.compile(r"(?<=[(\[])[^()\[\]]*+(?=[)\]])")
+_INNER_COMMA = re.compile(r"(?<=\d),(?=\d)")
+
+
+def _for_verifier(text: str, read: number.Number | None) -> str:
+    """The text as math-verify reads it: of a number its plain form, of another text `,` for each `;` in brackets.
+
+    Where a bracket has a `;`, the commas within its numbers are decimal ones.
+    """
 
     def replaced(inner: re.Match[str]) -> str:
         return _INNER_COMMA.sub(".", inner[0]).replace(";", ",") if ";" in inner[0] else inner[0]
 
+    if read is not None and not read.listlike:
+        return read.latex
+    text = number.CURRENCY.sub("", text)
     return _BRACKETED.sub(replaced, text) if ";" in text else text
-
-
-def _balances(text: str) -> bool:
-    depth = 0
-    for brace in _BRACES.findall(text):
-        depth += {"{": 1, "}": -1}.get(brace, 0)
-        if depth < 0:
-            return False
-    return depth == 0
-
-
-def _equal(gold: Number, answer: Number) -> bool | None:
-    """Exact equality; None where the numbers are so near that rounding decides."""
-    gold_value, value = gold.value / (100 if gold.percent else 1), answer.value / (100 if answer.percent else 1)
-    if gold_value == value or answer.other is not None and gold.value == answer.other and gold.percent == answer.percent:
-        return True
-    if gold.value == answer.value and gold.whole and answer.whole:  # 9 is taken for 9 %
-        return True
-    return None if abs(gold_value - value) <= _NEAR else False
-
-
-_TIDY = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"\\left(?![a-z])|\\right(?![a-z])|\\displaystyle|\\!", ""),
-        (r"\\[,;: ]|~", " "),
-        (r"\{,\}", ","),
-        (r"\\[dtc]frac", r"\\frac"),
-        (r"\\([$%])", r"\1"),
-        (r"\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf|it)|mbox)\s?\{([^{}\\]*)\}", r" \1 "),
-        (r"^\s*(?:\$|\*\*|\\\()(.*?)(?:\$|\*\*|\\\))\.?\s*$", r"\1"),
-        (r"\.\s*$", ""),
-        (r"^\s*\{([^{}]*)\}\s*$", r"\1"),
-    )
-)
-_ASSIGNMENT = re.compile(r"^[a-zA-Z]\s?=(?!.*=)")  # `x = 3` is 3, where the gold answer is a number
-_BRACKETED = re.compile(r"(?<=[(\[])[^()\[\]]*+(?=[)\]])")
-_INNER_COMMA = re.compile(r"(?<=\d),(?=\d)")
-_CHOICE = re.compile(r"\s*\(?\s*([A-Da-d]|[E-J])\s*\)?\s*")
-_CHOSEN = re.compile(r"\s*\(?\s*([A-J])\s*[).:](?!.*(?<![A-Za-z])[A-J](?![A-Za-z])).*", re.DOTALL)  # no other beside it
-_UNITS, _LEADING = {None, *UNITS}, {None, *LEADING}
-_WORD = r"[^\x00-\x21\x23-\x40\[-`{-~]+"  # ASCII letters, all beyond ASCII, and the quotes of Hebrew abbreviations
-_DECORATION = re.compile(
-    rf"\s*(?P<sign>[+-]?)\s*(?:(?P<leading>{_WORD})\.?)?\s*(?:\$\s*)?(?P<inner>[+-]?\s*[\d.\\].*?)\s*"
-    rf"(?:(?P<percent>%|{'|'.join(PERCENT)})|\$|\^\{{?\\circ\s?\}}?\s?[CF]?|"
-    rf"(?:de\s)?(?P<unit>{_WORD})(?:/(?P<per>{_WORD}))?(?:\^\{{?[23]\}}?)?)?\s*"
-)
-_FRACTION = re.compile(
-    r"(?:(?P<whole>\d+)\s?)?\\frac\s?(?P<top>\{\s?-?\d+\s?\}|\d)\s?(?P<bottom>\{\s?-?\d+\s?\}|\d)"
-    r"|(?:(?P<whole_>\d+)\s)?(?P<top_>\d+)\s?/\s?(?P<bottom_>\d+)"
-)
-_AMERICAN = re.compile(r"[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?|[1-9]\d?(?:,\d{2})+,\d{3}(?:\.\d+)?")
-_EUROPEAN = re.compile(r"[1-9]\d{0,2}(?:\.\d{3}){2,}|[1-9]\d{0,2}(?:\.\d{3})+,\d+")
-_SPACED = re.compile(r"[1-9]\d{0,2}(?:[ ']\d{3})+(?:[.,]\d+)?")
-_PLAIN = re.compile(r"\d+(?:\.\d+)?|\.\d+")
-_COMMA = re.compile(r"\d+,\d+")
-
-
-def _tidied(latex: str) -> str:
-    """The text without what changes its looks alone."""
-    for pattern, replacement in _TIDY:
-        latex = pattern.sub(replacement, latex)
-    return latex
-
-
-@functools.lru_cache(maxsize=2**16)
-def _read(latex: str) -> Number | str | None:
-    """The number or choice (a capital letter) that stands there, and nothing else; None for everything else."""
-    if len(latex) > _MAX_NUMBER_CHARS:
-        return None
-    latex = _tidied(latex)
-    if choice := _CHOICE.fullmatch(latex):
-        return choice[1].upper()
-    decorated = _DECORATION.fullmatch(latex)
-    if decorated is None:
-        return None
-    if decorated["leading"] not in _LEADING or decorated["unit"] not in _UNITS or decorated["per"] not in _UNITS:
-        return None
-    inner = decorated["inner"]
-    if inner[0] in "+-" and decorated["sign"]:
-        return None
-    sign = decorated["sign"] or (inner[0] if inner[0] in "+-" else "")
-    inner = inner.lstrip("+-").strip()
-    # math-verify knows no percentages of fractions.
-    number = _decimal(inner) or (None if decorated["percent"] else _fraction(inner))
-    if number is None:
-        return None
-    flip, minus = (-1, "-") if sign == "-" else (1, "")
-    return number._replace(
-        value=flip * number.value,
-        latex=minus + number.latex + (r"\%" if decorated["percent"] else ""),
-        percent=bool(decorated["percent"]),
-        other=None if number.other is None else flip * number.other,
-    )
-
-
-def _fraction(text: str) -> Number | None:
-    r"""`\frac{3}{4}`, `3/4`, `1\frac{3}{4}` or `1 3/4`."""
-    match = _FRACTION.fullmatch(text)
-    if match is None:
-        return None
-    whole, *parts = (match[name] or match[f"{name}_"] for name in ("whole", "top", "bottom"))
-    top, bottom = (int(part.strip("{} ")) for part in parts)
-    if not bottom or whole and (top < 0 or bottom < 0):
-        return None
-    value = int(whole or 0) + Fraction(top, bottom)
-    return Number(value, rf"\frac{{{value.numerator}}}{{{value.denominator}}}")
-
-
-def _decimal(text: str) -> Number | None:
-    listlike, other = False, None
-    if _AMERICAN.fullmatch(text):
-        plain = text.replace(",", "")
-        if text.count(",") == 1 and "." not in text and not text.endswith(",000"):
-            other = Fraction(text.replace(",", "."))
-    elif _EUROPEAN.fullmatch(text):
-        plain = text.replace(".", "").replace(",", ".")
-    elif _SPACED.fullmatch(text):
-        plain = text.replace(" ", "").replace("'", "").replace(",", ".")
-    elif _PLAIN.fullmatch(text):
-        plain = text
-        if re.fullmatch(r"[1-9]\d{0,2}\.\d{3}", text):
-            other = Fraction(text.replace(".", ""))
-    elif _COMMA.fullmatch(text):
-        plain, listlike = text.replace(",", "."), True
-    else:
-        return None
-    whole = "." not in plain
-    if not whole and len(plain) > _MAX_FLOAT_DIGITS:
-        return None
-    return Number(Fraction(plain), plain, whole=whole, listlike=listlike, other=other)

@@ -1,93 +1,130 @@
 """Units of measure, time, money and counting, as they stand beside a number in an answer, in each language of `phrases.NAMES`.
 
 A number with one of these is that number, in whatever language: else an answer in English would be right that is wrong in
-another. No word among them changes the number: thousands (万, тысяч), dozens, halves. Those for per cent stand apart.
+another. No word among them changes the number: thousands (万, тысяч), dozens and halves are in `words.CHANGING`. The words for
+per cent are listed apart.
 """
 
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterator, Sequence
 
 BY_LANGUAGE: dict[str, str] = {
     "en": """
-        km cm mm m kg mg g ml l s sec min h hr hrs ft lb lbs mph kmph USD EUR kilometer kilometers kilometre kilometres
-        centimeter centimeters centimetre centimetres millimeter millimeters millimetre millimetres meter meters metre metres
-        mile miles feet inch inches yard yards kilogram kilograms gram grams pound pounds liter liters litre litres second
-        seconds minute minutes hour hours day days week weeks month months year years degree degrees unit units dollar dollars
-        euro euros cent cents rupee rupees yen yuan""",
+        km: km kilometer kilometers kilometre kilometres; m: m meter meters metre metres; cm: cm
+        centimeter centimeters centimetre centimetres; mm: mm millimeter millimeters millimetre
+        millimetres; mile: mile miles; ft: ft foot feet; inch: inch inches; yard: yard yards; kg: kg
+        kilogram kilograms; g: g gram grams; mg: mg; lb: lb lbs pound pounds; l: l liter liters litre
+        litres; ml: ml; s: s sec second seconds; min: min minute minutes; h: h hr hrs hour hours; day:
+        day days; week: week weeks; month: month months; year: year years; degree: degree degrees;
+        dollar: USD dollar dollars; cent: cent cents; euro: EUR euro euros; rupee: rupee rupees; yen:
+        yen; yuan: yuan; Pa: Pa; kPa: kPa; Hz: Hz; kHz: kHz; MHz: MHz; eV: eV; keV: keV; MeV: MeV; kJ:
+        kJ; kW: kW; kWh: kWh; mol: mol; rpm: rpm; dB: dB; : mph kmph unit units cup cups""",
     "zh": """
-        毫米 厘米 公分 米 公尺 千米 公里 平方米 平方厘米 立方米 立方厘米 克 千克 公斤 毫升 升 秒 秒钟 分 分钟 分鐘
-        小时 小時 个小时 個小時 天 日 周 星期 月 个月 個月 年 岁 歲 度 倍 次 个 個 人 名 位 只 隻 条 條 本 张 張 支 枝
-        件 块 塊 元 美元 欧元 歐元 美分""",
+        mm: 毫米; cm: 厘米 公分 平方厘米 立方厘米; m: 米 公尺 平方米 立方米; km: 千米 公里; g: 克; kg:
+        千克 公斤; ml: 毫升; l: 升; s: 秒 秒钟; min: 分钟 分鐘; h: 小时 小時 个小时 個小時; day: 天 日;
+        week: 周 星期; month: 月 个月 個月; year: 年; degree: 度; yuan: 元; dollar: 美元; euro: 欧元
+        歐元; cent: 美分; : 分 岁 歲 倍 次 个 個 人 名 位 只 隻 条 條 本 张 張 支 枝 件 块 塊""",
     "es": """
-        metro metros kilómetro kilómetros centímetro centímetros gramo gramos kilogramo kilogramos kilo kilos litro
-        litros segundo segundos minuto minutos hora horas día días semana semanas mes meses año años grado grados
-        unidad unidades dólar dólares peso pesos centavo centavos céntimo céntimos""",
+        m: metro metros; km: kilómetro kilómetros; cm: centímetro centímetros; g: gramo gramos; kg:
+        kilogramo kilogramos kilo kilos; l: litro litros; s: segundo segundos; min: minuto minutos; h:
+        hora horas; day: día días; week: semana semanas; month: mes meses; year: año años; degree: grado
+        grados; dollar: dólar dólares; peso: peso pesos; cent: centavo centavos céntimo céntimos; :
+        unidad unidades""",
     "fr": """
-        mètre mètres kilomètre kilomètres centimètre centimètres gramme grammes kilogramme kilogrammes kilo kilos
-        litre litres seconde secondes minute minutes heure heures jour jours semaine semaines mois an ans année années
-        degré degrés unité unités centime centimes franc francs""",
+        m: mètre mètres; km: kilomètre kilomètres; cm: centimètre centimètres; g: gramme grammes; kg:
+        kilogramme kilogrammes kilo kilos; l: litre litres; s: seconde secondes; min: minute minutes; h:
+        heure heures; day: jour jours; week: semaine semaines; month: mois; year: an ans année années;
+        degree: degré degrés; cent: centime centimes; franc: franc francs; : unité unités""",
     "de": """
-        Meter Metern Kilometer Kilometern Zentimeter Zentimetern Millimeter Gramm Kilogramm Kilo Liter Litern Sekunde
-        Sekunden Minute Minuten Stunde Stunden Std Tag Tage Tagen Woche Wochen Monat Monate Monaten Jahr Jahre Jahren
-        Grad Stück Mal Euro Dollar Cent Franken""",
+        m: Meter Metern Quadratmeter Quadratmetern Kubikmeter; km: Kilometer Kilometern
+        Quadratkilometer; cm: Zentimeter Zentimetern Quadratzentimeter Kubikzentimeter; mm: Millimeter;
+        g: Gramm; kg: Kilogramm Kilo; l: Liter Litern; s: Sekunde Sekunden; min: Minute Minuten; h:
+        Stunde Stunden Std; day: Tag Tage Tagen; week: Woche Wochen; month: Monat Monate Monaten; year:
+        Jahr Jahre Jahren; degree: Grad; euro: Euro; dollar: Dollar; cent: Cent; franc: Franken; : Stück
+        Mal""",
     "ja": """
-        ミリメートル センチメートル センチ メートル キロメートル 平方メートル 平方センチメートル 立方メートル グラム
-        キログラム キロ リットル 秒 秒間 分 分間 時間 日 日間 週間 か月 ヶ月 ケ月 カ月 ヵ月 年 年間 歳 才 度 倍 回 個
-        つ 人 名 本 枚 匹 冊 台 羽 頭 円 ドル ユーロ セント""",
+        mm: ミリメートル; cm: センチメートル センチ 平方センチメートル; m: メートル 平方メートル
+        立方メートル; km: キロメートル; g: グラム; kg: キログラム; l: リットル; s: 秒 秒間; min: 分
+        分間; h: 時間; day: 日 日間; week: 週間; month: か月 ヶ月 ケ月 カ月 ヵ月; year: 年 年間; degree:
+        度; yen: 円; dollar: ドル; euro: ユーロ; cent: セント; : キロ 歳 才 倍 回 個 つ 人 名 本 枚 匹
+        冊 台 羽 頭""",
     "ru": """
-        мм см м км миллиметр миллиметра миллиметров сантиметр сантиметра сантиметров метр метра метров километр
-        километра километров г кг грамм грамма граммов килограмм килограмма килограммов л литр литра литров с сек
-        секунда секунды секунд мин минута минуты минут ч час часа часов день дня дней неделя недели недель месяц
-        месяца месяцев год года лет градус градуса градусов раз раза шт штука штуки штук человек человека руб рубль
-        рубля рублей копейка копейки копеек доллар доллара долларов евро цент цента центов""",
+        mm: мм миллиметр миллиметра миллиметров; cm: см сантиметр сантиметра сантиметров; m: м метр
+        метра метров; km: км километр километра километров; g: г грамм грамма граммов; kg: кг килограмм
+        килограмма килограммов; l: л литр литра литров; s: с сек секунда секунды секунд; min: мин минута
+        минуты минут; h: ч час часа часов; day: день дня дней; week: неделя недели недель; month: месяц
+        месяца месяцев; year: год года лет; degree: градус градуса градусов; ruble: руб рубль рубля
+        рублей; kopeck: копейка копейки копеек; dollar: доллар доллара долларов; euro: евро; cent: цент
+        цента центов; : раз раза шт штука штуки штук человек человека""",
     "it": """
-        metro metri chilometro chilometri centimetro centimetri grammo grammi chilogrammo chilogrammi chilo chili
-        litro litri secondo secondi minuto minuti ora ore giorno giorni settimana settimane mese mesi anno anni grado
-        gradi unità dollaro dollari centesimo centesimi""",
+        m: metro metri; km: chilometro chilometri; cm: centimetro centimetri; g: grammo grammi; kg:
+        chilogrammo chilogrammi chilo chili; l: litro litri; s: secondo secondi; min: minuto minuti; h:
+        ora ore; day: giorno giorni; week: settimana settimane; month: mese mesi; year: anno anni;
+        degree: grado gradi; dollar: dollaro dollari; cent: centesimo centesimi; : unità""",
     "pt": """
-        metro metros quilômetro quilômetros quilómetro quilómetros centímetro centímetros grama gramas quilograma
-        quilogramas quilo quilos litro litros segundo segundos minuto minutos hora horas dia dias semana semanas mês
-        meses ano anos grau graus unidade unidades real reais dólar dólares centavo centavos""",
+        m: metro metros; km: quilômetro quilômetros quilómetro quilómetros; cm: centímetro centímetros;
+        g: grama gramas; kg: quilograma quilogramas quilo quilos; l: litro litros; s: segundo segundos;
+        min: minuto minutos; h: hora horas; day: dia dias; week: semana semanas; month: mês meses; year:
+        ano anos; degree: grau graus; real: real reais; dollar: dólar dólares; cent: centavo centavos; :
+        unidade unidades""",
     "ko": """
-        밀리미터 센티미터 미터 킬로미터 제곱미터 제곱센티미터 그램 킬로그램 리터 초 분 시간 일 주 주일 개월 달 년 살
-        세 도 배 번 개 명 사람 마리 권 장 대 원 달러 유로 센트""",
+        mm: 밀리미터; cm: 센티미터 제곱센티미터; m: 미터 제곱미터; km: 킬로미터; g: 그램; kg: 킬로그램;
+        l: 리터; s: 초; min: 분; h: 시간; day: 일; week: 주 주일; month: 개월 달; year: 년; degree: 도;
+        won: 원; dollar: 달러; euro: 유로; cent: 센트; : 살 세 배 번 개 명 사람 마리 권 장 대""",
     "ar": """
-        متر مترا مترًا أمتار سنتيمتر سنتيمترا سنتيمترًا كيلومتر كيلومترا كيلومترًا كيلومترات سم كم غرام غراما غرامًا جرام
-        جراما جرامًا كيلوغرام كيلوغراما كيلوغرامًا كيلوجرام كغم كجم كيلو لتر لترا لترًا لترات ثانية ثوان ثواني دقيقة
-        دقائق ساعة ساعات يوم يوما يومًا أيام أسبوع أسبوعا أسبوعًا أسابيع شهر شهرا شهرًا أشهر شهور سنة سنوات عام عاما عامًا
-        أعوام درجة درجات مرة مرات قطعة قطع دولار دولارا دولارًا دولارات يورو ريال ريالا ريالًا درهم درهما درهمًا جنيه
-        جنيها جنيهًا""",
+        m: متر مترا مترًا أمتار; cm: سنتيمتر سنتيمترا سنتيمترًا سم; km: كيلومتر كيلومترا كيلومترًا
+        كيلومترات كم; g: غرام غراما غرامًا جرام جراما جرامًا; kg: كيلوغرام كيلوغراما كيلوغرامًا كيلوجرام
+        كغم كجم كيلو; l: لتر لترا لترًا لترات; s: ثانية ثوان ثواني; min: دقيقة دقائق; h: ساعة ساعات;
+        day: يوم يوما يومًا أيام; week: أسبوع أسبوعا أسبوعًا أسابيع; month: شهر شهرا شهرًا أشهر شهور;
+        year: سنة سنوات عام عاما عامًا أعوام; degree: درجة درجات; dollar: دولار دولارا دولارًا دولارات;
+        euro: يورو; riyal: ريال ريالا ريالًا; dirham: درهم درهما درهمًا; pound: جنيه جنيها جنيهًا; : مرة
+        مرات قطعة قطع""",
     "th": """
-        มิลลิเมตร เซนติเมตร เมตร กิโลเมตร ตารางเมตร ตารางเซนติเมตร กรัม กิโลกรัม ลิตร วินาที นาที ชั่วโมง วัน สัปดาห์ เดือน ปี องศา เท่า
-        ครั้ง คน ตัว ชิ้น อัน ลูก ใบ เล่ม ผล ฟอง บาท ดอลลาร์ ยูโร เซนต์""",
+        mm: มิลลิเมตร; cm: เซนติเมตร ตารางเซนติเมตร; m: เมตร ตารางเมตร; km: กิโลเมตร; g: กรัม; kg:
+        กิโลกรัม; l: ลิตร; s: วินาที; min: นาที; h: ชั่วโมง; day: วัน; week: สัปดาห์; month: เดือน;
+        year: ปี; degree: องศา; baht: บาท; dollar: ดอลลาร์; euro: ยูโร; cent: เซนต์; : เท่า ครั้ง คน ตัว
+        ชิ้น อัน ลูก ใบ เล่ม ผล ฟอง""",
     "vi": """
-        mét kilômét xentimét gam kilôgam lít giây phút giờ tiếng ngày tuần tháng năm tuổi độ lần cái chiếc quả người
-        con cuốn viên đồng đô euro""",
+        m: mét; km: kilômét; cm: xentimét; g: gam; kg: kilôgam; l: lít; s: giây; min: phút; h: giờ
+        tiếng; day: ngày; week: tuần; month: tháng; year: năm; degree: độ; dong: đồng; dollar: đô; euro:
+        euro; : tuổi lần cái chiếc quả người con cuốn viên""",
     "id": """
-        meter kilometer sentimeter gram kilogram kilo liter detik menit jam hari minggu bulan tahun derajat kali buah
-        orang ekor lembar butir rupiah dolar euro""",
+        m: meter; km: kilometer; cm: sentimeter; g: gram; kg: kilogram kilo; l: liter; s: detik; min:
+        menit; h: jam; day: hari; week: minggu; month: bulan; year: tahun; degree: derajat; rupiah:
+        rupiah; dollar: dolar; euro: euro; : kali buah orang ekor lembar butir""",
     "he": """
-        מטר מטרים קילומטר קילומטרים סנטימטר סנטימטרים ק"מ ס"מ ק״מ ס״מ גרם גרמים קילוגרם קילו ק"ג ק״ג ליטר ליטרים שנייה
-        שניות דקה דקות שעה שעות יום ימים שבוע שבועות חודש חודשים שנה שנים מעלה מעלות פעמים יחידה יחידות שקל שקלים ש"ח
-        ש״ח דולר דולרים יורו סנט סנטים""",
+        m: מטר מטרים; km: קילומטר קילומטרים ק"מ ק״מ; cm: סנטימטר סנטימטרים ס"מ ס״מ; g: גרם גרמים; kg:
+        קילוגרם קילו ק"ג ק״ג; l: ליטר ליטרים; s: שנייה שניות; min: דקה דקות; h: שעה שעות; day: יום ימים;
+        week: שבוע שבועות; month: חודש חודשים; year: שנה שנים; degree: מעלה מעלות; shekel: שקל שקלים ש"ח
+        ש״ח; dollar: דולר דולרים; euro: יורו; cent: סנט סנטים; : פעמים יחידה יחידות""",
     "ro": """
-        metru metri kilometru kilometri centimetru centimetri gram grame kilogram kilograme litru litri secundă
-        secunde minut minute oră ore zi zile săptămână săptămâni lună luni an ani grad grade bucată bucăți leu lei
-        dolar dolari euro bani""",
+        m: metru metri; km: kilometru kilometri; cm: centimetru centimetri; g: gram grame; kg: kilogram
+        kilograme; l: litru litri; s: secundă secunde; min: minut minute; h: oră ore; day: zi zile;
+        week: săptămână săptămâni; month: lună luni; year: an ani; degree: grad grade; leu: leu lei;
+        dollar: dolar dolari; euro: euro; ban: bani; : bucată bucăți""",
     "sw": """
-        mita kilomita sentimita gramu kilo kilogramu lita sekunde dakika saa siku wiki mwezi miezi mwaka miaka digrii
-        nyuzi mara vipande shilingi dola yuro senti""",
+        m: mita; km: kilomita; cm: sentimita; g: gramu; kg: kilo kilogramu; l: lita; s: sekunde; min:
+        dakika; h: saa; day: siku; week: wiki; month: mwezi miezi; year: mwaka miaka; degree: digrii
+        nyuzi; shilling: shilingi; dollar: dola; euro: yuro; cent: senti; : mara vipande""",
     "bn": """
-        মিটার কিলোমিটার সেন্টিমিটার কিমি সেমি গ্রাম কিলোগ্রাম কেজি লিটার সেকেন্ড মিনিট ঘন্টা ঘণ্টা দিন সপ্তাহ মাস বছর ডিগ্রি
-        গুণ বার টি টা জন খানা টাকা ডলার ইউরো সেন্ট""",
+        m: মিটার; km: কিলোমিটার কিমি; cm: সেন্টিমিটার সেমি; g: গ্রাম; kg: কিলোগ্রাম কেজি; l: লিটার; s:
+        সেকেন্ড; min: মিনিট; h: ঘন্টা ঘণ্টা; day: দিন; week: সপ্তাহ; month: মাস; year: বছর; degree:
+        ডিগ্রি; taka: টাকা; dollar: ডলার; euro: ইউরো; cent: সেন্ট; : গুণ বার টি টা জন খানা""",
     "te": """
-        మీటర్లు కిలోమీటర్లు సెంటీమీటర్లు కిమీ సెమీ గ్రాములు కిలోగ్రాములు కిలోలు కేజీ లీటర్లు సెకన్లు సెకండ్లు నిమిషాలు గంటలు రోజులు వారాలు నెలలు సంవత్సరాలు
-        డిగ్రీలు రెట్లు సార్లు మంది రూపాయలు డాలర్లు యూరోలు సెంట్లు""",
+        m: మీటర్లు; km: కిలోమీటర్లు కిమీ; cm: సెంటీమీటర్లు సెమీ; g: గ్రాములు; kg: కిలోగ్రాములు కిలోలు
+        కేజీ; l: లీటర్లు; s: సెకన్లు సెకండ్లు; min: నిమిషాలు; h: గంటలు; day: రోజులు; week: వారాలు;
+        month: నెలలు; year: సంవత్సరాలు; degree: డిగ్రీలు; rupee: రూపాయలు; dollar: డాలర్లు; euro: యూరోలు;
+        cent: సెంట్లు; : రెట్లు సార్లు మంది""",
     "hi": """
-        मीटर किलोमीटर सेंटीमीटर किमी सेमी ग्राम किलोग्राम किग्रा किलो लीटर सेकंड सेकेंड मिनट घंटा घंटे घण्टे दिन सप्ताह हफ्ते हफ़्ते महीना
-        महीने माह साल वर्ष डिग्री गुना बार लोग रुपया रुपये रुपए डॉलर यूरो सेंट""",
+        m: मीटर; km: किलोमीटर किमी; cm: सेंटीमीटर सेमी; g: ग्राम; kg: किलोग्राम किग्रा किलो; l: लीटर; s:
+        सेकंड सेकेंड; min: मिनट; h: घंटा घंटे घण्टे; day: दिन; week: सप्ताह हफ्ते हफ़्ते; month: महीना
+        महीने माह; year: साल वर्ष; degree: डिग्री; rupee: रुपया रुपये रुपए; dollar: डॉलर; euro: यूरो;
+        cent: सेंट; : गुना बार लोग""",
 }
+"""In each language `concept: words` after `concept: words`. Words of one concept mean the same in all languages, whatever the
+power (`m`, 平方米); those without a concept count things, or mean several."""
 
 PERCENT = (
     "percent", "per cent", "pct", "Prozent", "por ciento", "pour cent", "per cento", "por cento", "la sută", "процент",
@@ -96,8 +133,40 @@ PERCENT = (
 )  # fmt: skip
 """What a per cent sign is read as, in words."""
 
-UNITS = frozenset(unicodedata.normalize("NFC", " ".join(BY_LANGUAGE.values())).split())
+
+def words_of(language: str) -> Iterator[tuple[str, str]]:
+    """The (concept, word) pairs of a language."""
+    for group in unicodedata.normalize("NFC", BY_LANGUAGE[language]).split(";"):
+        concept, _, words = group.partition(":")
+        for word in words.split():
+            yield concept.strip(), word
+
+
+UNITS = frozenset(word for language in BY_LANGUAGE for _, word in words_of(language))
 """What may follow a number."""
 
-LEADING = frozenset([*BY_LANGUAGE["sw"].split(), "R", "US", "Rp", "Rs", "KSh", "Ksh", "TSh", "Tsh", "Sh"])
+LEADING = frozenset(
+    [*(word for _, word in words_of("sw")), "R", "US", "Rp", "Rs", "KSh", "Ksh", "TSh", "Tsh", "Sh", "USD", "EUR"]
+)
 """What may stand before one: Swahili says `saa 5`; and money."""
+
+CURRENCIES = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen yuan", "₹": "rupee", "₽": "ruble", "₩": "won", "฿": "baht",
+              "₫": "dong", "₪": "shekel", "৳": "taka", "¢": "cent", "元": "yuan"}  # fmt: skip
+"""What each currency sign may mean; others mean something else."""
+
+_CONCEPTS: dict[str, set[str]] = {sign: set(concepts.split()) for sign, concepts in CURRENCIES.items()}
+for _language in BY_LANGUAGE:
+    for _concept, _word in words_of(_language):
+        _CONCEPTS.setdefault(_word.casefold(), set()).add(_concept)
+
+
+def differ(units: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether two units are known to mean different things: `km` and `m`, `hours` and `минут`, € and $, in any case."""
+    return len(units) == len(others) and any(
+        one and other and "" not in one | other and not one & other
+        for one, other in zip(map(_concepts, units), map(_concepts, others), strict=True)
+    )
+
+
+def _concepts(unit: str) -> set[str]:
+    return _CONCEPTS.get(unit.casefold()) or _CONCEPTS.get(unit.casefold() + "s", set())

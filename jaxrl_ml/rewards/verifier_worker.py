@@ -28,6 +28,8 @@ import signal
 import struct
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 MEMORY_BYTES = 2 * 2**30
 POLL_MS = 500
@@ -75,14 +77,33 @@ def main() -> None:
 
 def _load() -> Callable[[str, str], bool]:
     logging.disable(logging.CRITICAL)
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # of this package, which the program is run by path from
     import math_verify
+    from latex2sympy2_extended import NormalizationConfig
+    from math_verify import grader
 
+    from jaxrl_ml.rewards import closeness
+    from jaxrl_ml.rewards.agreement import agree
+
+    # Only a text that is understood from end to end counts: no number picked out of it, no word taken for a unit.
+    normalization = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="last")
+    latex = math_verify.LatexExtractionConfig(boxed_match_priority=0, normalization_config=normalization)
     # Their time-outs are signals for the main thread; the parent's deadline replaces them.
-    parse = functools.partial(math_verify.parse, parsing_timeout=None)
+    parse = functools.partial(math_verify.parse, extraction_config=[latex], fallback_mode="no_fallback", parsing_timeout=None)
     verify = functools.partial(math_verify.verify, timeout_seconds=None)
+    theirs = grader.sympy_numeric_eq
+
+    def numeric_equal(gold: Any, answer: Any, float_rounding: int, numeric_precision: int) -> bool:
+        verdict = closeness.equal(gold, answer)
+        return theirs(gold, answer, float_rounding, numeric_precision) if verdict is None else verdict
+
+    grader.sympy_numeric_eq = numeric_equal  # theirs compares to six decimal places, whatever the size
+
+    def equal(gold: str, answer: str) -> bool:
+        return bool(verify(parse(f"\\boxed{{{gold}}}"), parse(f"\\boxed{{{answer}}}")))
 
     def is_right(gold: str, answer: str) -> bool:
-        return bool(verify(parse(f"\\boxed{{{gold}}}"), parse(f"\\boxed{{{answer}}}")))
+        return agree(gold, answer, equal)
 
     for gold, answer in _WARM_UP:
         is_right(gold, answer)

@@ -1,0 +1,63 @@
+"""Whether two sympy numbers are equal: exactly, or to a relative tolerance where one is a decimal.
+
+Only the verifier's process imports this module, since it imports sympy.
+"""
+
+from __future__ import annotations
+
+import sympy
+
+TOLERANCE = sympy.Rational(1, 10**6)
+"""How far, relative to the gold answer, a decimal may be from it (as `number.RELATIVE_TOLERANCE`)."""
+_DIGITS, _MAX_DIGITS = 30, 300
+_ZERO = sympy.Rational(1, 10**100)
+"""What is left, relative to its terms, of a difference of irrational numbers that is zero."""
+
+
+def equal(gold: object, answer: object) -> bool | None:
+    """Whether two numbers are equal; None where either is no finite number.
+
+    Numbers without decimals are compared exactly, irrational ones to 100 digits. Where either has a decimal and neither is an
+    integer, they may differ by TOLERANCE times the gold answer.
+    """
+    gold, answer = (_with_imaginary_unit(value) for value in (gold, answer))
+    if not all(isinstance(value, sympy.Expr) and not value.free_symbols for value in (gold, answer)):
+        return None
+    of_percent = _percentage(gold), _percentage(answer)
+    if (of_percent[0] is None) != (of_percent[1] is None):  # 9 stands for 9 %, but 0.5 not for 0.5 %
+        bare = [
+            value if percentage is None else percentage for value, percentage in zip((gold, answer), of_percent, strict=True)
+        ]
+        lenient = all(value.is_Integer for value in bare) or (of_percent[0] is not None and abs(bare[0]) >= 1)
+        if lenient and bare[0] == bare[1]:
+            return True
+    rounded = any(value.atoms(sympy.Float) for value in (gold, answer))
+    gold, answer = (_exact(value) for value in (gold, answer))
+    if gold.is_Rational and answer.is_Rational:
+        distance, size = abs(gold - answer), abs(gold)
+    else:
+        distance, size = (abs(value.evalf(_DIGITS, maxn=_MAX_DIGITS)) for value in (gold - answer, gold))
+        if not (distance.is_Number and size.is_Number and distance.is_finite and size.is_finite):
+            return None
+        if distance <= _ZERO * max(size, 1):
+            return True
+    if not rounded or gold.is_integer or answer.is_integer:
+        return bool(distance == 0)
+    return bool(distance <= size * TOLERANCE)
+
+
+def _with_imaginary_unit(value: object) -> object:
+    """The value with the symbol i, where it is the only one, as the imaginary unit."""
+    symbols = value.free_symbols if isinstance(value, sympy.Expr) else ()
+    return value.xreplace(dict.fromkeys(symbols, sympy.I)) if {symbol.name for symbol in symbols} == {"i"} else value
+
+
+def _percentage(value: sympy.Expr) -> sympy.Expr | None:
+    """The 50 of `50\\%`, which latex2sympy keeps as a product; None where there is no percent sign."""
+    hundredth = sympy.UnevaluatedExpr(sympy.Rational(1, 100))
+    return value.args[0] if value.is_Mul and len(value.args) == 2 and value.args[1] == hundredth else None
+
+
+def _exact(value: sympy.Expr) -> sympy.Expr:
+    """The number with its decimals as the fractions that they were written as."""
+    return value.xreplace({number: sympy.Rational(str(number)) for number in value.atoms(sympy.Float)}).doit()

@@ -1,0 +1,155 @@
+"""Words that stand in and around answers, in each language of `phrases.NAMES`. Units of measure have `units.py`."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator
+
+BY_LANGUAGE: dict[str, str] = {
+    "en": """
+        and: and, &, as well as; or: or; option: option, choice, letter, case; answer: answer, ans,
+        final answer, result, solution; is: the answer is, answer is, the final answer is, the correct
+        answer is""",
+    "zh": """
+        and: 和, 与, 與, 及, 以及, 还有, 並且, 并且; or: 或, 或者; option: 选项, 選項, 选择, 選擇, 选,
+        選, 项; answer: 答案, 答, 结果, 最终答案, 最終答案; is: 答案是, 答案为, 答案為, 答案选,
+        答案應為, 最终答案是""",
+    "es": """
+        and: y, e; or: o, u; option: opción, opcion, alternativa, letra, inciso; answer: respuesta,
+        solución, respuesta final; is: la respuesta es, respuesta es""",
+    "fr": """
+        and: et; or: ou; option: option, choix, proposition, lettre; answer: réponse, solution, réponse
+        finale; is: la réponse est, réponse est""",
+    "de": """
+        and: und, sowie; or: oder; option: option, auswahl, möglichkeit, antwortmöglichkeit, buchstabe,
+        wahl; answer: antwort, lösung, ergebnis, endergebnis; is: die antwort ist, antwort ist, die
+        lösung ist""",
+    "ja": """
+        and: と, および, 及び, かつ; or: または, 又は, あるいは, もしくは; option: 選択肢, 選択, 選択枝,
+        記号; answer: 答え, 答, 解答, 回答, 最終的な答え; is: 答えは, 正解は, 解答は""",
+    "ru": """
+        and: и; or: или, либо; option: вариант, вариант ответа, опция, буква, пункт, выбор; answer:
+        ответ, решение, результат; is: ответ это""",
+    "it": """
+        and: e, ed; or: o, oppure; option: opzione, scelta, alternativa, lettera; answer: risposta,
+        soluzione, risposta finale; is: la risposta è, risposta è""",
+    "pt": """
+        and: e; or: ou; option: opção, alternativa, letra, escolha, opçao; answer: resposta, solução,
+        resposta final; is: a resposta é, resposta é""",
+    "ko": """
+        and: 와, 과, 및, 그리고, 하고; or: 또는, 혹은, 이나; option: 선택지, 보기, 옵션, 선택, 번;
+        answer: 정답, 답, 답안, 해답, 최종 답; is: 정답은, 답은""",
+    "ar": """
+        and: و; or: أو, او; option: الخيار, خيار, الاختيار, اختيار, الحرف, حرف; answer: الإجابة, الجواب,
+        إجابة, جواب, الحل, الإجابة النهائية; is: الإجابة هي, الجواب هو""",
+    "th": """
+        and: และ, กับ; or: หรือ; option: ตัวเลือก, ข้อ, ตัวเลือกที่; answer: คำตอบ, ตอบ, คำตอบสุดท้าย;
+        is: คำตอบคือ""",
+    "vi": """
+        and: và; or: hoặc, hay; option: phương án, lựa chọn, tùy chọn, câu, chọn, đáp án; answer: đáp
+        án, đáp số, trả lời, câu trả lời, kết quả; is: đáp án là, câu trả lời là""",
+    "id": """
+        and: dan, serta; or: atau; option: pilihan, opsi, huruf; answer: jawaban, hasil, jawaban akhir;
+        is: jawabannya adalah, jawaban adalah""",
+    "he": """
+        and: ו, ו-, וגם; or: או; option: אפשרות, האפשרות, סעיף, הסעיף, בחירה, אות; answer: תשובה,
+        התשובה, פתרון, תשובה סופית; is: התשובה היא""",
+    "ro": """
+        and: și, si, şi; or: sau, ori; option: varianta, opțiunea, opțiune, variantă, alegerea, litera,
+        opţiunea; answer: răspuns, răspunsul, soluție, răspuns final; is: răspunsul este""",
+    "sw": "and: na; or: au, ama; option: chaguo, herufi; answer: jibu, jawabu; is: jibu ni",
+    "bn": """
+        and: এবং, ও, আর; or: বা, অথবা, কিংবা; option: বিকল্প, অপশন; answer: উত্তর, চূড়ান্ত উত্তর; is:
+        উত্তর হল, উত্তর হলো""",
+    "te": """
+        and: మరియు; or: లేదా; option: ఎంపిక, ఆప్షన్, ఐచ్ఛికం; answer: సమాధానం, జవాబు, తుది సమాధానం; is:
+        సమాధానం ఏమిటంటే""",
+    "hi": """
+        and: और, तथा, एवं, व; or: या, अथवा; option: विकल्प, ऑप्शन; answer: उत्तर, जवाब, अंतिम उत्तर; is:
+        उत्तर है""",
+}
+"""Of each language its words, by kind: for *and* and *or*, for the *option* of a multiple choice and for an *answer*, and how a
+sentence begins that gives the answer (*is*)."""
+
+
+def words_of(language: str) -> Iterator[tuple[str, str]]:
+    """The (kind, word) pairs of a language; a word may have spaces."""
+    for group in unicodedata.normalize("NFC", BY_LANGUAGE[language]).split(";"):
+        kind, _, words = group.partition(":")
+        for word in words.split(","):
+            yield kind.strip(), " ".join(word.split())
+
+
+def _all_languages(kind: str) -> tuple[str, ...]:
+    """The words of a kind in all languages, each once, the longest first."""
+    words = {word for language in BY_LANGUAGE for its_kind, word in words_of(language) if its_kind == kind}
+    return tuple(sorted(words, key=lambda word: (-len(word), word)))
+
+
+AND, OR, OPTION, ANSWER, ANSWER_IS = map(_all_languages, ("and", "or", "option", "answer", "is"))
+
+
+def _set(text: str) -> frozenset[str]:
+    return frozenset(unicodedata.normalize("NFC", text).casefold().split())
+
+
+MODIFIERS = _set(
+    """
+    square cubic sq cu per of old units quadrat kubik cuadrado cuadrados cuadrada cuadradas cúbico cúbicos
+    por carré carrés cube cubes par pro quadrato quadrati quadrata cubo cubi cubico cubici al all quadrado
+    quadrados quadrada cúbica квадратный квадратных квадратные кв кубических куб в persegi kubik vuông khối
+    trên mỗi pătrat pătrați cub pe mraba ujazo kwa ตาราง ลูกบาศก์ ต่อ مربع مربعة مكعب مكعبة في لكل מרובע
+    מרובעים מעוקב ריבועי לשעה বর্গ ঘন প্রতি वर्ग घन प्रति చదరపు ఘన 平方 立方 每 毎 제곱 세제곱
+    """
+)
+"""What stands between or before units and changes no number: square, cubic, per."""
+
+CHANGING = _set(
+    """
+    thousand thousands million millions billion billions trillion hundred hundreds dozen dozens half halves
+    double triple twice 万 千 百 億 亿 半 割 打 兆 만 천 억 백 조 тысяч тысячи тысяча тыс млн миллион
+    миллиона миллионов млрд пол сто mil millón millones docena docenas cien mille douzaine milliard tausend
+    hundert milliarde milliarden millionen dutzend mila milione milioni dozzina miliardi milhão milhões
+    dúzia bilhões ألف آلاف مليون مليار مئة พัน หมื่น แสน ล้าน โหล ร้อย nghìn ngàn triệu trăm tỷ ribu juta
+    lusin ratus miliar אלף אלפים מיליון מאה mii milioane miliarde sute elfu laki dazeni mia হাজার লাখ কোটি
+    ডজন শত వేలు లక్షలు కోట్లు వంద हज़ार हजार लाख करोड़ दर्जन सौ more less fewer least most than over under
+    about not no none only odd even prime composite mod modulo base factorial squared cubed or and if when
+    where for is are am pm percent times positive negative true false undefined infinity remaining plus
+    minus each menos más moins weniger mehr meno più mais puțin mai au
+    """
+)
+"""What beside a number changes its meaning, so that it is no unit: thousands, dozens, *at least*, *odd*, *a.m.*"""
+
+IF = _set(
+    """
+    if when for where whenever wenn falls für si quand pour se quando per para если при для 若 当 當 如果 のとき jika khi
+    إذا यदि
+    """
+)
+"""What a condition begins with."""
+
+OTHERWISE = _set("otherwise else sonst sinon altrimenti иначе 其他 それ以外 lainnya अन्यथा")
+"""What stands for all other cases."""
+
+ARTICLES = _set(
+    """
+    the a an of der die das le la les el los il lo os
+    """
+)
+"""What says nothing between other words."""
+
+FUNCTIONS = _set(
+    """
+    sqrt cbrt sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp max min gcd lcm abs floor ceil det pi
+    theta alpha beta gamma delta lambda infinity inf
+    """
+)
+"""Runs of letters that are mathematics."""
+
+SHORT = _set(
+    """
+    km cm mm dm nm kg mg ml cl dl hr hrs ft lb lbs oz mph kmh kph usd eur gbp kwh am pm yes no not odd even
+    and or if is for all any none day old per cup pie men the
+    """
+)
+"""Runs of two or three letters that are words or units, and not products of variables."""
