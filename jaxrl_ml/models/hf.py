@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -63,12 +63,12 @@ WEIGHTS: dict[str, Weight] = {
 
 
 class _Checkpoint:
-    """The open safetensors files of a folder, as one mapping from tensor names."""
+    """Open safetensors files, as one mapping from tensor names."""
 
-    def __init__(self, folder: Path, stack: ExitStack):
+    def __init__(self, files: Sequence[Path], stack: ExitStack):
         self.file_of: dict[str, Path] = {}
         self._open: dict[Path, Any] = {}
-        for path in _safetensors_files(folder):
+        for path in files:
             try:
                 self._open[path] = stack.enter_context(safe_open(path, framework="numpy"))
             except (OSError, SafetensorError) as error:
@@ -85,39 +85,74 @@ class _Checkpoint:
         return np.asarray(self.slice_of(name)[index]).astype(np.float32)
 
 
-def _safetensors_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
+def _choose_files(folder: Path, expected: Collection[str]) -> list[Path]:
+    """The safetensors files that hold the weights of a folder: model.safetensors, or the shards that its index names.
+
+    Where both are there, the set that holds all `expected` tensors is chosen. Raises UserError where both or neither do.
+    """
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return _require_files(folder, [single.name])
+    if not single.is_file():
+        return _require_files(folder, _indexed_names(index))
+    complete: dict[str, list[Path]] = {}
+    faults = []
+    for path in (single, index):
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise UserError(f"{index} is not a safetensors index with a weight_map; fetch it again") from error
-    else:
-        names = ["model.safetensors"]
-    outside = [name for name in names if Path(name).name != name]
-    if outside:
-        raise UserError(f"{index} names {outside[0]}, which is not a file beside it; fetch it again")
+            files = [single] if path == single else _require_files(folder, _indexed_names(index))
+            with ExitStack() as stack:
+                names = _Checkpoint(files, stack).file_of
+            missing = next((name for name in expected if name not in names), None)
+            require(missing is None, f"tensor {missing} is missing from {', '.join(file.name for file in files[:3])}")
+            complete[path.name] = files
+        except UserError as error:
+            faults.append(str(error))
+    if not complete:
+        raise UserError(f"neither {single} nor the shards of {index.name} hold the model: {'; '.join(faults)}")
+    if len(complete) == 2 and complete[single.name] != complete[index.name]:
+        raise UserError(f"{folder} holds its weights in {single.name} and in the shards of {index.name}; remove one of them")
+    return next(iter(complete.values()))
+
+
+def _indexed_names(index: Path) -> list[str]:
+    """The names of the shards in an index, which lie beside it."""
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        outside = [name for name in names if Path(name).name != name]
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise UserError(f"{index} is not a safetensors index with a weight_map; fetch it again") from error
+    require(not outside, f"{index} names {outside[:1]}, which is not a file beside it; fetch it again")
+    return names
+
+
+def _require_files(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The paths of files in a folder, all of which are there."""
     absent = [name for name in names if not (folder / name).is_file()]
-    if not absent:
-        return [folder / name for name in names]
-    if any(folder.glob("*.bin")):
+    if absent and any(folder.glob("*.bin")):
         raise UserError(
             f"{folder} holds PyTorch .bin pickles, which can run code when they are read: convert them with transformers, "
             "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(OUT)"
         )
-    raise UserError(f"{folder} lacks {absent[0]}; fetch it again")
+    require(not absent, f"{folder} lacks {', '.join(absent[:1])}; fetch it again")
+    return [folder / name for name in names]
 
 
 def load_params(folder: str | Path, model: Transformer, shardings: Params) -> Params:
     """Reads the weights of a Hugging Face folder as float32, each device's slices straight from the files.
 
     shardings: a tree like the parameters. Host memory: one shard of one parameter at a time.
-    Raises UserError for a missing, extra, misshapen or unreadable tensor, naming it and its file.
+    Raises UserError for a missing, extra, misshapen or unreadable tensor, naming it and its file, and for a folder with two
+    sets of weights, or with an adapter.
     """
     folder = Path(folder)
+    require(
+        not (folder / "adapter_config.json").is_file(),
+        f"{folder} holds a PEFT adapter beside the weights, which transformers would add to them; merge it into them with "
+        "PEFT's merge_and_unload, or move adapter_config.json away",
+    )
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     with ExitStack() as stack:
-        checkpoint = _Checkpoint(folder, stack)
+        checkpoint = _Checkpoint(_choose_files(folder, [name for name, *_ in _tensors(shapes)]), stack)
         _check_tensors(folder, checkpoint, shapes, model.config)
 
         def load(path, leaf, sharding):
