@@ -72,7 +72,7 @@ class Evaluator:
         self, evaluation: Evaluation, programs: Programs, tokenizer: Tokenizer, render: PromptRenderer, seed: int
     ) -> None:
         from jaxrl_ml import data
-        from jaxrl_ml.languages.tags import language_action
+        from jaxrl_ml.languages.tags import check_decoding, language_action
         from jaxrl_ml.sampler import settings_of
 
         data.check_reward(f"evaluation {evaluation.name}", evaluation.reward)
@@ -80,6 +80,7 @@ class Evaluator:
         self._programs, self._tokenizer = programs, tokenizer
         layout, sampling = programs.layout, evaluation.sampling
         action = language_action(evaluation.language, tokenizer.encode, sampling.max_completion_tokens)
+        check_decoding(f"evaluation {evaluation.name}", evaluation.language, tokenizer)
         batches = data.evaluation_batches(
             evaluation.task,
             render,

@@ -58,8 +58,11 @@ def write_model_config(run_dir: Path, config: ModelConfig) -> None:
 
 
 def read_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder or a run; its stop ids are below the model's vocabulary."""
     path = _require_model(path)
-    return Tokenizer.from_folder(path / "tokenizer" if is_run(path) else path)
+    if not is_run(path):
+        return Tokenizer.from_folder(path)
+    return Tokenizer.from_folder(path / "tokenizer", read_model_config(path).vocab_size)
 
 
 def load_params(path: str | Path, model: Transformer, shardings: Any, step: int | None = None) -> Params:
