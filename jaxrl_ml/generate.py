@@ -87,7 +87,7 @@ def load_model(source: Path, step: int | None, tensor: int) -> tuple[Programs, P
     config = pretrained.read_model_config(source)
     if step is not None and not pretrained.is_run(source):
         raise UserError(f"--step {step}: {source} is a Hugging Face folder, which has no steps; leave it out")
-    tokenizer = pretrained.read_tokenizer(source)
+    tokenizer = pretrained.read_tokenizer(source).on_day(pretrained.chat_date(source, None))
     mesh = make_mesh(MeshConfig(data=1, tensor=tensor), jax.devices()[:tensor])
     programs = Programs(config, ComputeConfig(), mesh)
     params = pretrained.load_params(source, programs.model, programs.param_shardings, step)

@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from datetime import date
 from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -18,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxrl_ml.models import chat_template
+from jaxrl_ml.models.chat_template import one_line
 from jaxrl_ml.types import HALF_CHARACTER, Message, UserError
 
 PAD, EOS = "<pad>", "<eos>"
@@ -33,11 +36,11 @@ class Tokenizer:
 
     vocab_size is the largest id + 1 (a model's may be larger); eos_id is what demonstrations end with; stop_ids are the ids
     that end a completion, eos_id among them; pad_id may equal eos_id: masks never come from ids. dropped_texts are those of the
-    special tokens that decoding leaves out.
+    special tokens that decoding leaves out. day is what chat templates that ask for the date are given.
     """
 
-    def __init__(self, hf: Any, stop_ids: Sequence[int]):
-        """Wraps a fast `transformers` tokenizer; the first stop id stands in for a missing EOS or pad token."""
+    def __init__(self, hf: Any, stop_ids: Sequence[int], day: date | None = None):
+        """Wraps a fast `transformers` tokenizer; the first stop id stands in for a missing EOS or pad token; day: today."""
         self._hf = hf
         self._backend = hf.backend_tokenizer
         self.vocab_size: int = max(hf.get_vocab().values()) + 1
@@ -46,6 +49,7 @@ class Tokenizer:
         self.bos_id: int | None = hf.bos_token_id
         self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys((self.eos_id, *stop_ids)))
         self.has_chat_template: bool = hf.chat_template is not None
+        self.day = date.today() if day is None else day
         self._special: dict[int, str] = {i: token.content for i, token in hf.added_tokens_decoder.items() if token.special}
         self._dropped = sorted({self.eos_id, self.pad_id, self.bos_id, *self.stop_ids} & self._special.keys())
         self.dropped_texts: tuple[str, ...] = tuple(self._special[i] for i in self._dropped)
@@ -72,7 +76,7 @@ class Tokenizer:
         try:
             hf = loader.from_pretrained(str(path), local_files_only=True)
         except Exception as error:  # the Rust side raises plain Exception for a malformed file
-            raise UserError(f"cannot read the tokenizer in {path}: {_one_line(error)}") from error
+            raise UserError(f"cannot read the tokenizer in {path}: {one_line(error)}") from error
         if not hf.is_fast:
             raise UserError(f"{path}: {type(hf).__name__} is a slow tokenizer; convert it to a folder with tokenizer.json")
         stop_ids = [] if hf.eos_token_id is None else [hf.eos_token_id]
@@ -136,12 +140,21 @@ class Tokenizer:
                 raise UserError(f"add_tokens: {text!r} is a token of the tokenizer already; remove it")
         hf = copy.deepcopy(self._hf)
         hf.add_tokens([AddedToken(text, normalized=False, special=False) for text in texts])
-        extended = Tokenizer(hf, self.stop_ids)
+        extended = Tokenizer(hf, self.stop_ids, self.day)
         for i, text in enumerate(texts, start=self.vocab_size):
             # Decoders of bytes read é as a byte, those of sentencepiece drop a first space; ids may have gaps.
             if extended.encode([text]) != [[i]] or extended.decode([[i]]) != [text]:
                 raise UserError(f"add_tokens: {text!r} does not come back from this tokenizer as one new token; choose another")
         return extended
+
+    def on_day(self, day: str | None) -> Tokenizer:
+        """This tokenizer with another day for chat templates, such as 2026-11-30; None: with the same."""
+        other = copy.copy(self)
+        try:
+            other.day = self.day if day is None else date.fromisoformat(day)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"chat_date={day!r} is not a day; write it as 2026-11-30") from error
+        return other
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of texts without special tokens: completions and demonstrations. Raises UserError as `encode_prompts`."""
@@ -215,13 +228,14 @@ class Tokenizer:
                 "the prompt is a list of messages but the tokenizer has no chat template: "
                 "use a prompt format that returns text, or the tokenizer of an instruct model"
             )
-        from jinja2 import TemplateError
+        return chat_template.render(self._template, messages, self._hf.special_tokens_map, self.day)
 
-        try:
-            return self._hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except TemplateError as error:
-            roles = [message.get("role") for message in messages]
-            raise UserError(f"the chat template refuses messages with roles {roles}: {_one_line(error)}") from error
+    @cached_property
+    def _template(self) -> Any:
+        # transformers has no public way to render with variables that are functions.
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+
+        return chat_template.compiled(self._hf.chat_template, _compile_jinja_template)
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """Texts of rows of ids, nothing cleaned up; ids that no token has give no text.
@@ -382,12 +396,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} is not a valid JSON object: {_one_line(error)}") from error
+        raise UserError(f"{path} is not a valid JSON object: {one_line(error)}") from error
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
