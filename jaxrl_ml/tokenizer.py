@@ -79,6 +79,11 @@ class Tokenizer:
             raise UserError(f"cannot read the tokenizer in {path}: {one_line(error)}") from error
         if not hf.is_fast:
             raise UserError(f"{path}: {type(hf).__name__} is a slow tokenizer; convert it to a folder with tokenizer.json")
+        if dropout := getattr(hf.backend_tokenizer.model, "dropout", None):
+            raise UserError(f"{path}: tokenizer.json has dropout={dropout}, so tokens would be drawn at random; set it to null")
+        templates = hf.chat_template.values() if isinstance(hf.chat_template, dict) else [hf.chat_template or ""]
+        if not all(isinstance(template, str) for template in templates):
+            raise UserError(f"{path}: chat_template={hf.chat_template!r:.60} must be a text, or named texts; correct the file")
         stop_ids = [] if hf.eos_token_id is None else [hf.eos_token_id]
         sizes = (vocab_size, _read_json(path / "config.json").get("vocab_size"), max(hf.get_vocab().values()) + 1)
         stop_ids += _read_stop_ids(path, next(size for size in sizes if type(size) is int))  # True is none

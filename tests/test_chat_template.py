@@ -125,8 +125,8 @@ def test_templates_that_draw_at_random_are_refused(drawn):
         ("{% if %}", "cannot be compiled"),
         ("{{ 'x' | no_such_filter }}", "cannot be compiled"),
         ("{{ " + "(" * 5000 + "}}", "cannot be compiled"),
-        ({"rag": "x", "tool_use": "y"}, "the chat templates 'rag', 'tool_use': name the one to use 'default'"),
-        ({}, "name the one to use 'default'"),
+        ({"rag": "x", "tool_use": "y"}, "chat templates have 'rag', 'tool_use', not 'default': rename"),
+        ({}, "chat templates have no name, not 'default'"),
     ],
 )
 def test_a_template_that_fails_is_one_line(template, named):

@@ -472,6 +472,40 @@ def test_the_configs_stop_ids_count_where_generation_has_none(generation, config
         assert set(stop_ids) == {1, *theirs}
 
 
+@pytest.mark.parametrize("template", [5, {"default": 1}, [{"name": "default", "template": ["x"]}], [{"name": "x"}], [1]])
+def test_a_chat_template_that_is_no_text_is_refused(template, tmp_path):
+    wrapped("bytes").save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": template}))
+    with pytest.raises(UserError, match="chat_template=.* must be a text|cannot read the tokenizer") as caught:
+        Tokenizer.from_folder(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_tokenizer_file_says_of_batches_changes_no_tokens(tmp_path):
+    wrapped("bytes").save_pretrained(tmp_path)
+    file, text = tmp_path / "tokenizer.json", "the cat sat on the mat"
+    expected, state = Tokenizer.from_folder(tmp_path).encode([text, "a"]), json.loads(file.read_text())
+    state["truncation"] = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    state["padding"] = {
+        "strategy": {"Fixed": 30},
+        "direction": "Left",
+        "pad_to_multiple_of": None,
+        "pad_id": 1,
+        "pad_type_id": 0,
+        "pad_token": "<|end|>",
+    }
+    file.write_text(json.dumps(state))
+    assert Tokenizer.from_folder(tmp_path).encode([text, "a"]) == expected
+    state["model"]["dropout"] = 0.5
+    file.write_text(json.dumps(state))
+    with pytest.raises(UserError, match=r"tokenizer.json has dropout=0.5, so tokens would be drawn at random"):
+        Tokenizer.from_folder(tmp_path)
+    state["model"]["dropout"] = 0.0
+    file.write_text(json.dumps(state))
+    assert Tokenizer.from_folder(tmp_path).encode([text, "a"]) == expected
+
+
 def test_folders_without_a_usable_tokenizer_are_refused(tmp_path):
     with pytest.raises(UserError, match="holds no tokenizer"):
         Tokenizer.from_folder(tmp_path)

@@ -26,8 +26,11 @@ def compiled(source: str | Mapping[str, str], compile: Callable[[str], Template]
     compile: transformers' compiler. Raises UserError for a template that is no Jinja, and for one that draws at random.
     """
     if not isinstance(source, str):
-        names = ", ".join(map(repr, sorted(source)))
-        require("default" in source, f"the tokenizer has the chat templates {names}: name the one to use 'default'")
+        names = ", ".join(map(repr, sorted(source))) or "no name"
+        require(
+            "default" in source,
+            f"the tokenizer's chat templates have {names}, not 'default': rename the one to use in its files",
+        )
         source = source["default"]
     try:
         template = compile(source)
