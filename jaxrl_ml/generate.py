@@ -48,8 +48,11 @@ class TextStream:
         before, text = self._tokenizer.decode([self._ids[self._context : self._given], self._ids[self._context :]])
         if text.endswith(_REPLACEMENT) and not last:
             return ""
-        self._context, self._given = self._given, len(self._ids)
-        return text[len(before) :]
+        piece = text[len(before) :]
+        if piece:  # ids without text are no context: some decoders drop a space before the first token that has text
+            self._context = self._given
+        self._given = len(self._ids)
+        return piece
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str, system: str | None = None, chat: bool = True) -> list[int]:

@@ -20,6 +20,7 @@ from jaxrl_ml.config import MeshConfig
 from jaxrl_ml.models.transformer import Transformer
 from jaxrl_ml.pretrained import load_params, read_model_config
 from jaxrl_ml.sharding import Layout, make_mesh
+from jaxrl_ml.tokenizer import Tokenizer
 from jaxrl_ml.train import main
 from jaxrl_ml.types import UserError
 
@@ -400,6 +401,22 @@ def test_a_template_that_reads_the_date_has_that_of_the_runs_first_day(
     assert generate.load_model(tmp_path / "run", None, 1)[2].day == datetime.date(2026, 11, 30)
     convert.main(["to-hf", str(tmp_path / "run"), str(tmp_path / "hf")])
     assert generate.load_model(tmp_path / "hf", None, 1)[2].day == datetime.date(2026, 12, 1)
+
+
+def test_a_mark_that_decoding_would_lose_is_told_before_anything_is_trained(tmp_path: Path, one_device: None) -> None:
+    from test_tokenizer import wrapped
+
+    hf = wrapped("bytes", additional_special_tokens=["</answer>"])
+    hf.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    Tokenizer(hf, [1, hf.convert_tokens_to_ids("</answer>")]).save(tmp_path / "tokenizer")
+    text = DATED.replace("TOKENIZER", repr(str(tmp_path / "tokenizer")))
+    for owner, without in (("grpo", "evaluations"), ("evaluation test", "stages")):
+        stages = "stages=(SFTStage(task, num_steps=1),)" if without == "stages" else "evaluations=()"
+        config = tmp_path / f"{without}.py"
+        config.write_text(f"{text}import dataclasses\nconfig = dataclasses.replace(config, {stages})\n")
+        with pytest.raises(UserError, match=f"{owner}: rewards read </answer>, but </answer> is the tokenizer's") as caught:
+            run(config, tmp_path / without)
+        assert "\n" not in str(caught.value)
 
 
 def test_the_readme_example_runs(tmp_path: Path, one_device: None) -> None:
