@@ -148,6 +148,8 @@ def check_folder(config: Config) -> None:
         new = json.loads(json.dumps(resolved(config)))
         for name in _FREE_TO_CHANGE:
             old.pop(name, None), new.pop(name, None)
+        if config.chat_date is None or old.get("chat_date") is None:  # None takes the day of the run, old runs had none
+            old.pop("chat_date", None), new.pop("chat_date", None)
         found = first_difference(old, new)
         if found:
             name, was, now = found

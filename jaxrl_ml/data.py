@@ -318,7 +318,7 @@ def experience(
 
 def decode_rows(tokenizer: Tokenizer, completions: np.ndarray, lengths: np.ndarray) -> list[str]:
     """The texts of completions int [B, C], each of its first `lengths[b]` tokens."""
-    return tokenizer.decode([row[:length] for row, length in zip(completions.tolist(), lengths.tolist(), strict=True)])
+    return tokenizer.decode([row[:length] for row, length in zip(completions, lengths, strict=True)])
 
 
 def check_reward(owner: str, reward: Any) -> None:

@@ -72,7 +72,7 @@ class Evaluator:
         self, evaluation: Evaluation, programs: Programs, tokenizer: Tokenizer, render: PromptRenderer, seed: int
     ) -> None:
         from jaxrl_ml import data
-        from jaxrl_ml.languages.tags import language_action
+        from jaxrl_ml.languages.tags import check_decoding, language_action
         from jaxrl_ml.sampler import settings_of
 
         data.check_reward(f"evaluation {evaluation.name}", evaluation.reward)
@@ -80,6 +80,7 @@ class Evaluator:
         self._programs, self._tokenizer = programs, tokenizer
         layout, sampling = programs.layout, evaluation.sampling
         action = language_action(evaluation.language, tokenizer.encode, sampling.max_completion_tokens)
+        check_decoding(f"evaluation {evaluation.name}", evaluation.language, tokenizer)
         batches = data.evaluation_batches(
             evaluation.task,
             render,
@@ -308,7 +309,7 @@ def _write(model: StoredModel, evaluation: Evaluation, result: EvaluationResult,
         return
     name = f"evaluations/{_stem(evaluation, model.step)}.json"
     about = {"source": str(model.source), "step": model.step, "seed": model.config.seed, "evaluation": resolved(evaluation)}
-    write_result(out or storage.local(model.source) / name, result, {**about, **more})
+    write_result(out or storage.local(model.source) / name, result, {**about, "chat_date": model.day, **more})
     storage.push(model.source)
     print(f"wrote {out or model.source / name}")
 
@@ -360,7 +361,8 @@ def _choose(config: Config, names: Sequence[str]) -> list[Evaluation]:
 class StoredModel:
     """The model of a folder on the config's mesh, to be evaluated; the weights are read when they are first asked for.
 
-    writes: whether this process is the one that writes what is found.
+    writes: whether this process is the one that writes what is found. day: what chat templates are given as today's date, the
+    config's, or else the run's.
     """
 
     def __init__(self, source: Path, config: Config, step: int | None = None, writes: bool = True) -> None:
@@ -371,7 +373,8 @@ class StoredModel:
 
         self.source, self.config, self.writes = source, config, writes
         self.programs = Programs(pretrained.read_model_config(source), config.compute, make_mesh(config.mesh))
-        self.tokenizer = pretrained.read_tokenizer(source)
+        self.day = pretrained.chat_date(source, config.chat_date)
+        self.tokenizer = pretrained.read_tokenizer(source).on_day(self.day)
         self._render = PromptRenderer(self.tokenizer, config.prompt_format, config.system_prompt)
         if step is not None and not pretrained.is_run(source):
             raise UserError(f"--step {step}: {source} is a Hugging Face folder, which has no steps; leave it out")

@@ -48,8 +48,11 @@ class TextStream:
         before, text = self._tokenizer.decode([self._ids[self._context : self._given], self._ids[self._context :]])
         if text.endswith(_REPLACEMENT) and not last:
             return ""
-        self._context, self._given = self._given, len(self._ids)
-        return text[len(before) :]
+        piece = text[len(before) :]
+        if piece:  # ids without text are no context: some decoders drop a space before the first token that has text
+            self._context = self._given
+        self._given = len(self._ids)
+        return piece
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str, system: str | None = None, chat: bool = True) -> list[int]:
@@ -87,7 +90,7 @@ def load_model(source: Path, step: int | None, tensor: int) -> tuple[Programs, P
     config = pretrained.read_model_config(source)
     if step is not None and not pretrained.is_run(source):
         raise UserError(f"--step {step}: {source} is a Hugging Face folder, which has no steps; leave it out")
-    tokenizer = pretrained.read_tokenizer(source)
+    tokenizer = pretrained.read_tokenizer(source).on_day(pretrained.chat_date(source, None))
     mesh = make_mesh(MeshConfig(data=1, tensor=tensor), jax.devices()[:tensor])
     programs = Programs(config, ComputeConfig(), mesh)
     params = pretrained.load_params(source, programs.model, programs.param_shardings, step)

@@ -20,7 +20,7 @@ from jaxrl_ml import data, processes, storage
 from jaxrl_ml.advantages import group_advantages, mixed_groups, overlong_penalty
 from jaxrl_ml.config import Config, GRPOStage, Stage
 from jaxrl_ml.credit import language_values, tag_mask, thinking_advantages
-from jaxrl_ml.languages.tags import language_action
+from jaxrl_ml.languages.tags import check_decoding, language_action
 from jaxrl_ml.models import lora
 from jaxrl_ml.optimizer import make_optimizer
 from jaxrl_ml.programs import Programs
@@ -78,6 +78,7 @@ class GRPO:
         data.check_reward(stage.name, stage.reward)
         self.optimizer = make_optimizer(config.optimizer_of(stage), stage.num_steps * stage.updates_per_step)
         action = language_action(stage.language, tokenizer.encode, stage.sampling.max_completion_tokens)
+        check_decoding(stage.name, stage.language, tokenizer)
         self.trie, self.tag_width = self.layout.put(action.trie), action.width
         block, blocks = self.layout.block
         self.batches = data.prompt_batches(

@@ -4,7 +4,8 @@ In: a config with evaluations, such as one for each benchmark and language (`con
 Hugging Face or run folders, called by their folders' names. A *cell* is a model on an evaluation. Out: each cell as `evaluate`
 writes it, OUT/MODEL/evaluations/EVALUATION.json, and OUT/results.csv with a row a cell. A cell that is there is not done again,
 so a study that was stopped goes on with the same command, with more models or evaluations, too. Of a run its best checkpoint is
-taken, or else its latest, and a cell of another one is refused.
+taken, or else its latest, and a cell of another one is refused. OUT/study.json keeps the day on which the study began, which
+chat templates are given as today's date where neither the config nor the run has one.
 
 `python -m jaxrl_ml.analyze transfer OUT/MODEL --base OUT/MODEL --name '*' …` reads a model's cells as one.
 """
@@ -15,6 +16,8 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,10 +69,11 @@ def _observe(
     require(not local.exists() or local.is_dir(), f"--out {place} is a file; give a folder")
     from jaxrl_ml import processes
 
-    cells = {}
+    cells: dict[tuple[str, str], Mapping[str, float]] = {}
     with processes.together(settings.distributed) as main_process:
+        day = _first_day(local, main_process)
         for source, name in zip(models, names, strict=True):
-            found = _observe_model(source, place, name, settings, main_process)
+            found = _observe_model(source, place, name, settings, main_process, day)
             cells |= {(name, evaluation): metrics for evaluation, metrics in found.items()}
     if main_process:
         _write_csv(local / "results.csv", cells)
@@ -78,14 +82,35 @@ def _observe(
         print(f"wrote {place / 'results.csv'}")
 
 
+def _first_day(folder: Path, main_process: bool) -> str:
+    """The day on which the study in a folder began, which the main process writes there, the same on all processes."""
+    from jaxrl_ml import processes
+
+    path, day = folder / "study.json", date.today().isoformat()
+    if main_process and path.is_file():
+        try:
+            day = json.loads(path.read_text())["chat_date"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} cannot be read ({error}); remove it to go on with today's date") from error
+    elif main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.with_name("study.json.tmp").write_text(json.dumps({"chat_date": day}) + "\n")
+        path.with_name("study.json.tmp").replace(path)
+    return processes.gather(day)[0]
+
+
 def _observe_model(
-    source: storage.AnyPath, place: storage.AnyPath, name: str, settings: Config, main_process: bool
+    source: storage.AnyPath, place: storage.AnyPath, name: str, settings: Config, main_process: bool, first_day: str
 ) -> dict[str, Mapping[str, float]]:
     """The metrics of a model's cells: those in `place`, which the main process reads, and those that were missing there."""
     from jaxrl_ml import processes
-    from jaxrl_ml.pretrained import best_step
+    from jaxrl_ml.pretrained import best_step, read_run_config
 
     about = {"source": str(source.resolve()), "step": best_step(source), "seed": settings.seed}
+    if settings.chat_date is not None:
+        about["chat_date"] = settings.chat_date
+    elif (read_run_config(source) or {}).get("chat_date") is None:
+        settings = replace(settings, chat_date=first_day)
     asked = {one.name: {**about, "evaluation": plain(resolved(one))} for one in settings.evaluations}
     folder = storage.local(place)
     paths = {evaluation: folder / name / "evaluations" / f"{evaluation}.json" for evaluation in asked}
@@ -98,7 +123,7 @@ def _observe_model(
             found[evaluation.name] = result.metrics
             if model.writes:
                 path = paths[evaluation.name]
-                write_result(path, result, asked[evaluation.name])
+                write_result(path, result, {**asked[evaluation.name], "chat_date": model.day})
                 storage.push(place)
                 print(f"wrote {place / path.relative_to(folder)}", flush=True)
     return found

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,8 +59,22 @@ def write_model_config(run_dir: Path, config: ModelConfig) -> None:
 
 
 def read_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder or a run; its stop ids are below the model's vocabulary."""
     path = _require_model(path)
-    return Tokenizer.from_folder(path / "tokenizer" if is_run(path) else path)
+    if not is_run(path):
+        return Tokenizer.from_folder(path)
+    return Tokenizer.from_folder(path / "tokenizer", read_model_config(path).vocab_size)
+
+
+def chat_date(path: str | Path, chosen: str | None) -> str:
+    """The day that chat templates are given, the same on all processes.
+
+    It is the chosen one, else the day that the run in a folder records in its config.json, else today on process 0.
+    """
+    from jaxrl_ml import processes
+
+    recorded = (read_run_config(path) or {}).get("chat_date")
+    return processes.gather(chosen or recorded or date.today().isoformat())[0]
 
 
 def load_params(path: str | Path, model: Transformer, shardings: Any, step: int | None = None) -> Params:
@@ -98,15 +113,38 @@ def best_step(path: str | Path) -> int | None:
         return checkpoints.best()
 
 
-def _best_metric(run: str | Path) -> str | None:
-    """What a run chooses its best checkpoint by: its resolved config says so, where its config.py may need what is not here."""
+def read_run_config(run: str | Path) -> dict[str, Any] | None:
+    """The resolved config of a run, from `config.json`; None where there is none. The run's `config.py` is not executed.
+
+    Raises UserError where the file is damaged.
+    """
     path = storage.local(run) / "config.json"
-    if not path.is_file():
+    if not is_run(run) or not path.is_file():
         return None
     try:
-        return json.loads(path.read_text())["checkpoint"]["best_metric"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); restore it, or delete it to go by the latest checkpoint") from error
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(run, error) from error
+    if not isinstance(config, dict):
+        raise damaged(run, f"it holds {type(config).__name__}, not an object")
+    return config
+
+
+def damaged(run: str | Path, reason: object) -> UserError:
+    """The error about a run whose config.json cannot be read."""
+    path = storage.local(run) / "config.json"
+    return UserError(
+        f"{path} cannot be read ({reason}); restore it, or delete it to take the latest checkpoint without the run's settings"
+    )
+
+
+def _best_metric(run: str | Path) -> str | None:
+    """The metric by which a run chooses its best checkpoint; None: it takes the latest."""
+    config = read_run_config(run)
+    try:
+        return None if config is None else config["checkpoint"]["best_metric"]
+    except (KeyError, TypeError) as error:
+        raise damaged(run, error) from error
 
 
 def shapes_of(model: Transformer, shardings: Any) -> Params:

@@ -11,11 +11,16 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from datetime import date
+from functools import cached_property
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxrl_ml.models import chat_template
+from jaxrl_ml.models.chat_template import one_line
 from jaxrl_ml.types import HALF_CHARACTER, Message, UserError
 
 PAD, EOS = "<pad>", "<eos>"
@@ -30,11 +35,12 @@ class Tokenizer:
     """What the library asks of a tokenizer.
 
     vocab_size is the largest id + 1 (a model's may be larger); eos_id is what demonstrations end with; stop_ids are the ids
-    that end a completion, eos_id among them; pad_id may equal eos_id: masks never come from ids.
+    that end a completion, eos_id among them; pad_id may equal eos_id: masks never come from ids. dropped_texts are those of the
+    special tokens that decoding leaves out. day is what chat templates that ask for the date are given.
     """
 
-    def __init__(self, hf: Any, stop_ids: Sequence[int]):
-        """Wraps a fast `transformers` tokenizer; the first stop id stands in for a missing EOS or pad token."""
+    def __init__(self, hf: Any, stop_ids: Sequence[int], day: date | None = None):
+        """Wraps a fast `transformers` tokenizer; the first stop id stands in for a missing EOS or pad token; day: today."""
         self._hf = hf
         self._backend = hf.backend_tokenizer
         self.vocab_size: int = max(hf.get_vocab().values()) + 1
@@ -43,13 +49,19 @@ class Tokenizer:
         self.bos_id: int | None = hf.bos_token_id
         self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys((self.eos_id, *stop_ids)))
         self.has_chat_template: bool = hf.chat_template is not None
+        self.day = date.today() if day is None else day
+        self._special: dict[int, str] = {i: token.content for i, token in hf.added_tokens_decoder.items() if token.special}
+        self._dropped = sorted({self.eos_id, self.pad_id, self.bos_id, *self.stop_ids} & self._special.keys())
+        self.dropped_texts: tuple[str, ...] = tuple(self._special[i] for i in self._dropped)
 
     @classmethod
-    def from_folder(cls, path: str | Path) -> Tokenizer:
+    def from_folder(cls, path: str | Path, vocab_size: int | None = None) -> Tokenizer:
         """Reads the tokenizer of a Hugging Face folder; no network, no code from the folder.
 
-        Stop ids are the tokenizer's EOS and those of generation_config.json and config.json.
-        Raises UserError where the folder has no tokenizer, an unreadable one, or none with an end-of-sequence token.
+        Stop ids are the tokenizer's EOS and those of generation_config.json, or where it has none those of config.json.
+        vocab_size: the model's, which the ids must be below; None: that of config.json, or else the tokenizer's.
+        Raises UserError where the folder has no tokenizer, an unreadable one, one without an end-of-sequence token, or stop
+        ids that are none.
         """
         path = Path(path)
         if not any((path / name).is_file() for name in _FILES):
@@ -64,15 +76,17 @@ class Tokenizer:
         try:
             hf = loader.from_pretrained(str(path), local_files_only=True)
         except Exception as error:  # the Rust side raises plain Exception for a malformed file
-            raise UserError(f"cannot read the tokenizer in {path}: {_one_line(error)}") from error
+            raise UserError(f"cannot read the tokenizer in {path}: {one_line(error)}") from error
         if not hf.is_fast:
             raise UserError(f"{path}: {type(hf).__name__} is a slow tokenizer; convert it to a folder with tokenizer.json")
+        if dropout := getattr(hf.backend_tokenizer.model, "dropout", None):
+            raise UserError(f"{path}: tokenizer.json has dropout={dropout}, so tokens would be drawn at random; set it to null")
+        templates = hf.chat_template.values() if isinstance(hf.chat_template, dict) else [hf.chat_template or ""]
+        if not all(isinstance(template, str) for template in templates):
+            raise UserError(f"{path}: chat_template={hf.chat_template!r:.60} must be a text, or named texts; correct the file")
         stop_ids = [] if hf.eos_token_id is None else [hf.eos_token_id]
-        for name in ("generation_config.json", "config.json"):
-            ids = _read_json(path / name).get("eos_token_id")
-            stop_ids += ids if isinstance(ids, list) else [] if ids is None else [ids]
-            if not all(isinstance(i, int) and i >= 0 for i in stop_ids):
-                raise UserError(f"{path / name}: eos_token_id={ids!r} must be an id, or a list of ids")
+        sizes = (vocab_size, _read_json(path / "config.json").get("vocab_size"), max(hf.get_vocab().values()) + 1)
+        stop_ids += _read_stop_ids(path, next(size for size in sizes if type(size) is int))  # True is none
         if not stop_ids:
             raise UserError(f"the tokenizer in {path} has no end-of-sequence token: set eos_token in tokenizer_config.json")
         return cls(hf, stop_ids)
@@ -131,30 +145,58 @@ class Tokenizer:
                 raise UserError(f"add_tokens: {text!r} is a token of the tokenizer already; remove it")
         hf = copy.deepcopy(self._hf)
         hf.add_tokens([AddedToken(text, normalized=False, special=False) for text in texts])
-        extended = Tokenizer(hf, self.stop_ids)
+        extended = Tokenizer(hf, self.stop_ids, self.day)
         for i, text in enumerate(texts, start=self.vocab_size):
             # Decoders of bytes read é as a byte, those of sentencepiece drop a first space; ids may have gaps.
             if extended.encode([text]) != [[i]] or extended.decode([[i]]) != [text]:
                 raise UserError(f"add_tokens: {text!r} does not come back from this tokenizer as one new token; choose another")
         return extended
 
+    def on_day(self, day: str | None) -> Tokenizer:
+        """This tokenizer with another day for chat templates, such as 2026-11-30; None: with the same."""
+        other = copy.copy(self)
+        try:
+            other.day = self.day if day is None else date.fromisoformat(day)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"chat_date={day!r} is not a day; write it as 2026-11-30") from error
+        return other
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of texts without special tokens: completions and demonstrations. Raises UserError as `encode_prompts`."""
-        return self._encode(list(texts), special=False)
+        return self._encode(list(texts))
 
     def encode_prompts(self, prompts: Sequence[str | list[Message]]) -> list[list[int]]:
-        """Ids of prompts: texts with the tokenizer's own special tokens (BOS), messages through its chat template.
+        """Ids of prompts: texts after the special tokens that the tokenizer puts first (BOS), messages by its chat template.
 
-        Raises UserError for messages without a template, messages the template refuses, and, with a small vocabulary, a
+        Special tokens that the tokenizer puts after a text (EOS) are left out: the completion follows.
+        Raises UserError for messages without a template, messages the template fails on, and, with a small vocabulary, a
         character outside it.
         """
-        plain = [i for i, prompt in enumerate(prompts) if isinstance(prompt, str)]
-        chats = [i for i, prompt in enumerate(prompts) if not isinstance(prompt, str)]
-        ids = dict(zip(plain, self._encode([prompts[i] for i in plain], special=True), strict=True))
-        ids |= zip(chats, self._encode([self._render(prompts[i]) for i in chats], special=False), strict=True)
-        return [ids[i] for i in range(len(prompts))]
+        texts = [prompt if isinstance(prompt, str) else self._render(prompt) for prompt in prompts]
+        rows = self._encode(texts)
+        return [
+            [*self._prompt_start, *ids] if isinstance(prompt, str) else ids for prompt, ids in zip(prompts, rows, strict=True)
+        ]
 
-    def _encode(self, texts: list[str], special: bool) -> list[list[int]]:
+    @cached_property
+    def _prompt_start(self) -> list[int]:
+        """The special tokens that the tokenizer puts before every text, seen on the text of a token.
+
+        Raises UserError where the text's own tokens do not come back between those that are put around it.
+        """
+        if self._backend.post_processor is None:
+            return []
+        ordinary = (i for i in range(self.vocab_size) if i not in self._special)
+        for text in (self.decode([[i]])[0] for i in ordinary):
+            bare, whole = self._encode([text])[0], self._encode([text], special=True)[0]
+            starts = [n for n in range(len(whole) - len(bare) + 1) if whole[n : n + len(bare)] == bare]
+            if len(starts) == 1:
+                return whole[: starts[0]]
+            if bare and not starts:
+                break
+        raise UserError("the tokenizer's post-processor changes the tokens of a text; use one that only adds some around them")
+
+    def _encode(self, texts: list[str], special: bool = False) -> list[list[int]]:
         if not texts:
             return []
         try:
@@ -191,18 +233,30 @@ class Tokenizer:
                 "the prompt is a list of messages but the tokenizer has no chat template: "
                 "use a prompt format that returns text, or the tokenizer of an instruct model"
             )
-        from jinja2 import TemplateError
+        return chat_template.render(self._template, messages, self._hf.special_tokens_map, self.day)
 
-        try:
-            return self._hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except TemplateError as error:
-            roles = [message.get("role") for message in messages]
-            raise UserError(f"the chat template refuses messages with roles {roles}: {_one_line(error)}") from error
+    @cached_property
+    def _template(self) -> Any:
+        # transformers has no public way to render with variables that are functions.
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+
+        return chat_template.compiled(self._hf.chat_template, _compile_jinja_template)
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """Texts of rows of ids, special tokens left out, nothing cleaned up; ids that no token has give no text."""
-        rows = [row.tolist() if isinstance(row, np.ndarray) else list(row) for row in ids]
-        return self._backend.decode_batch(rows, skip_special_tokens=True)
+        """Texts of rows of ids, nothing cleaned up; ids that no token has give no text.
+
+        BOS, EOS, pad and stop ids are left out where they are special tokens. All other special tokens are text.
+        """
+        if not len(ids):
+            return []
+        rows = [np.asarray(row, np.int64) for row in ids]  # in numpy, as dropping ids in Python takes half as long as decoding
+        flat = np.concatenate(rows)
+        keep = ~np.isin(flat, self._dropped)
+        ends = np.append(0, np.cumsum(keep))[list(accumulate(map(len, rows), initial=0))]
+        kept = flat[keep].tolist()
+        return self._backend.decode_batch(
+            [kept[start:end] for start, end in pairwise(ends.tolist())], skip_special_tokens=False
+        )
 
     def stop_table(self, stop: Sequence[str] = (), vocab_size: int | None = None) -> np.ndarray:
         """One automaton for all stop ids and stop strings: int16 [states, V], entry [state, token] is the next state.
@@ -213,16 +267,15 @@ class Tokenizer:
         Raises UserError for a stop string that this tokenizer's decoding does not allow to be found token by token.
         """
         V = self.vocab_size if vocab_size is None else vocab_size
-        added = self._hf.added_tokens_decoder
-        special = {i: token.content for i, token in added.items() if token.special}
         moves = _automaton([text.encode() for text in stop])
         stopped = len(moves)
         table = np.repeat(np.arange(stopped + 1, dtype=np.int16)[:, None], V, axis=1)
         if stop:
             texts = self._token_bytes(stop)
-            texts = [b"" if i in special else text for i, text in enumerate(texts)]
+            for i in self._dropped:
+                texts[i] = b""
             _walk(moves, texts[:V], table)
-        stop_ids = [*self.stop_ids, *(i for i, content in special.items() if content in stop)]
+        stop_ids = [*self.stop_ids, *(i for i, content in self._special.items() if content in stop)]
         table[:, [i for i in stop_ids if i < V]] = stopped
         return table
 
@@ -240,6 +293,11 @@ class Tokenizer:
         for text in stop:
             if "\ufffd" in text or (first_space_lost and text.startswith(" ")):
                 raise UserError(f"stop string {text!r} cannot be found token by token with this tokenizer; choose another")
+            for i in set(self._dropped) - set(self.stop_ids):
+                if self._special[i] in text and self._special[i] != text:
+                    raise UserError(
+                        f"stop string {text!r} holds the token {self._special[i]}, which is no text; choose another"
+                    )
         if kinds == {"ByteLevel"}:
             return _byte_level(tokens)
         spaces = {"Replace", "ByteFallback", "Fuse", "Strip"}
@@ -269,6 +327,19 @@ class Tokenizer:
         if self.bos_id is not None:
             generation["bos_token_id"] = self.bos_id
         _write_json(folder / "generation_config.json", generation)
+
+
+def _read_stop_ids(path: Path, vocab_size: int) -> list[int]:
+    """The stop ids of generation_config.json or, as transformers has it, where that names none those of config.json."""
+    for name in ("generation_config.json", "config.json"):
+        ids = _read_json(path / name).get("eos_token_id")
+        if ids in (None, []):
+            continue
+        listed = ids if isinstance(ids, list) else [ids]
+        if not all(type(i) is int and 0 <= i < vocab_size for i in listed):
+            raise UserError(f"{path / name}: eos_token_id={ids!r} must be an id or a list of ids, from 0 to {vocab_size - 1}")
+        return listed
+    return []
 
 
 def _automaton(stop: list[bytes]) -> np.ndarray:
@@ -329,13 +400,9 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is not a valid JSON object: {_one_line(error)}") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is not a valid JSON object: {one_line(error)}") from error
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -320,6 +320,7 @@ def build(config: Config) -> tuple[Programs, Tokenizer]:
         tokenizer = tokenizer.with_tokens(config.add_tokens)
         rows = -(-tokenizer.vocab_size // 8) * 8  # to be split over devices
         model = dataclasses.replace(model, vocab_size=max(model.vocab_size, rows))
+    tokenizer = tokenizer.on_day(config.chat_date)
     samplings = {s.name: s.sampling for s in config.stages if isinstance(s, GRPOStage)}
     samplings |= {f"evaluation {e.name}": e.sampling for e in config.evaluations}
     for name, sampling in samplings.items():
@@ -349,10 +350,11 @@ def _train(config: Config, source: Path, overrides: Sequence[str], main_process:
 
     from jaxrl_ml.checkpoint import Checkpoints
     from jaxrl_ml.metrics import MetricsLog
-    from jaxrl_ml.pretrained import write_model_config
+    from jaxrl_ml.pretrained import chat_date, write_model_config
     from jaxrl_ml.report import write_report
 
     run_dir = storage.local(config.run_dir)
+    config = dataclasses.replace(config, chat_date=chat_date(config.run_dir, config.chat_date))
     if main_process:
         write_folder(config, source, overrides)
     jax.config.update("jax_numpy_rank_promotion", "raise")

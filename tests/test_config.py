@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from jaxrl_ml import train
-from jaxrl_ml.cli import first_difference, load, load_run, resolved, run_command, write_resolved
+from jaxrl_ml.cli import check_folder, first_difference, load, load_run, resolved, run_command, write_resolved
 from jaxrl_ml.config import (
     CheckpointConfig,
     ComputeConfig,
@@ -45,6 +45,10 @@ CONFIG = Config(stages=(SFT, GRPO), run_dir="runs/x", model=MODEL, tokenizer=("a
 STOPS, TAGS = SamplingConfig(stop=("\n",)), LanguageConfig("constrained", ("de",), "<{code}>\n")
 
 MISTAKES = {
+    "day": (lambda: replace(CONFIG, chat_date="30.11.2026"), "chat_date='30.11.2026'", "such as 2026-11-30"),
+    "week": (lambda: replace(CONFIG, chat_date="2026-W49-1"), "chat_date='2026-W49-1'", "such as 2026-11-30"),
+    "no such day": (lambda: replace(CONFIG, chat_date="2026-02-29"), "chat_date='2026-02-29'", "such as 2026-11-30"),
+    "no day": (lambda: replace(CONFIG, chat_date=20261130), "chat_date=20261130", "must be a text or None"),
     "heads": (lambda: ModelConfig(num_heads=6, num_kv_heads=4), "num_heads=6", "multiple of model.num_kv_heads=4"),
     "no kv heads": (lambda: ModelConfig(num_kv_heads=0), "model.num_kv_heads=0", "at least 1"),
     "head dim": (lambda: ModelConfig(head_dim=7), "model.head_dim=7", "must be even"),
@@ -353,6 +357,26 @@ def test_resolved_is_json_and_tells_what_differs(config_file, tmp_path):
     assert found == ("stages.1.loss.kl", "none", "k1")
     path, old, new = first_difference(data, resolved(replace(config, stages=config.stages[:1])))
     assert (path, len(old), len(new)) == ("stages", 2, 1)
+
+
+def test_the_day_of_a_run_may_not_change_but_need_not_be_named(tmp_path):
+    def check(recorded: str | None, chosen: str | None) -> None:
+        config = replace(CONFIG, run_dir=str(tmp_path / "run"), chat_date=chosen)
+        (tmp_path / "run/checkpoints/1").mkdir(parents=True, exist_ok=True)
+        write_resolved(replace(config, chat_date=recorded), tmp_path / "run")
+        check_folder(config)
+
+    for recorded, chosen in (("2026-11-30", None), ("2026-11-30", "2026-11-30"), (None, None), (None, "2026-11-30")):
+        check(recorded, chosen)
+    with pytest.raises(
+        UserError, match="holds a run with chat_date='2026-11-30', not '2026-12-01'; use that value, or another"
+    ):
+        check("2026-11-30", "2026-12-01")
+    old = json.loads((tmp_path / "run/config.json").read_text())
+    del old["chat_date"]  # a run of an earlier version
+    (tmp_path / "run/config.json").write_text(json.dumps(old))
+    check_folder(replace(CONFIG, run_dir=str(tmp_path / "run")))
+    check_folder(replace(CONFIG, run_dir=str(tmp_path / "run"), chat_date="2026-12-01"))
 
 
 def test_a_stage_may_have_an_optimizer_of_its_own():

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_tokenizer import metaspace, word_pieces
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -166,6 +167,16 @@ def test_pieces_add_up_to_the_text_whatever_the_bytes(chunks: list[bytes]) -> No
     pieces = [text.push(list(chunk)) for chunk in chunks] + [text.push([], last=True)]
     assert "".join(pieces) == b"".join(chunks).decode("utf-8", "replace")
     assert not any(piece.endswith("\ufffd") for piece in pieces[:-1])
+
+
+@pytest.mark.parametrize("make", [word_pieces, metaspace])
+def test_pieces_add_up_where_ids_have_no_text(make) -> None:
+    tokenizer, rng = make(), np.random.default_rng(0)
+    for _ in range(200):
+        ids = rng.integers(0, tokenizer.vocab_size, 12).tolist()
+        text = TextStream(tokenizer)
+        pieces = [text.push(ids[start:end]) for start, end in ((0, 1), (1, 3), (3, 7), (7, 12))]
+        assert "".join([*pieces, text.push([], last=True)]) == tokenizer.decode([ids])[0]
 
 
 @functools.cache

@@ -254,6 +254,79 @@ def test_damaged_files_are_refused(tmp_path):
     assert_refused(lambda: load(folder), "a.safetensors", "b.safetensors")
 
 
+def split(folder: Path, tensors: dict) -> Path:
+    """Writes the tensors once more, as two shards and their index; returns the first shard."""
+    names = sorted(tensors)
+    shards = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for file, held in shards.items():
+        save_file({name: tensors[name] for name in held}, folder / file)
+    weight_map = {name: file for file, held in shards.items() for name in held}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder / next(iter(shards))
+
+
+def test_the_one_set_of_weights_that_is_complete_is_read(tmp_path):
+    folder, tensors = saved(tmp_path)
+    single, index, params = folder / "model.safetensors", folder / "model.safetensors.index.json", load(folder)
+    whole = single.read_bytes()
+    doubled = {name: 2 * x for name, x in tensors.items()}
+    first = split(folder, doubled)
+    shard = first.read_bytes()
+
+    def assert_reads(factor: int) -> None:
+        for got, want in zip(jax.tree.leaves(load(folder)), jax.tree.leaves(params), strict=True):
+            np.testing.assert_array_equal(got, factor * want)
+
+    assert_refused(lambda: load(folder), "in model.safetensors and in the shards of model.safetensors.index.json", str(folder))
+    for damage in ("gone", shard[:-5], b""):  # only the single file is complete
+        first.unlink() if damage == "gone" else first.write_bytes(damage)
+        assert_reads(1)
+    for text in ("{", "[]", '{"weight_map": {"a": 1}}', '{"weight_map": {"a": "../m/model.safetensors"}}', "[" * 200_000):
+        index.write_text(text)
+        assert_reads(1)
+    save_file({"other": np.ones(1, np.float32)}, folder / "consolidated.safetensors")  # of another format: no part of either
+    assert_reads(1)
+    first = split(folder, doubled)
+    for damage in (whole[:-5], whole[:40]):  # only the shards are
+        single.write_bytes(damage)
+        assert_reads(2)
+    save_file({name: x for name, x in tensors.items() if name != "model.norm.weight"}, single)
+    assert_reads(2)
+    first.unlink()
+    refused = "lacks model-00001-of-00002.safetensors", "tensor model.norm.weight is missing from model.safetensors"
+    assert_refused(lambda: load(folder), "neither", *refused)
+    index.unlink()
+    assert_refused(lambda: load(folder), "tensor model.norm.weight is missing")
+
+
+def test_an_index_of_one_file_is_that_file(tmp_path):
+    folder, tensors = saved(tmp_path)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(tensors, "model.safetensors")}))
+    assert jax.tree.structure(load(folder)) == jax.tree.structure(make_params(CONFIGS["llama-tied"]))
+    held = {name: x for name, x in tensors.items() if "layers.1" in name}  # a shard may have that name too
+    save_file(held, folder / "other.safetensors")
+    save_file({name: x for name, x in tensors.items() if name not in held}, folder / "model.safetensors")
+    files = {name: "other.safetensors" if name in held else "model.safetensors" for name in tensors}
+    index.write_text(json.dumps({"weight_map": files}))
+    for got, want in zip(jax.tree.leaves(load(folder)), jax.tree.leaves(make_params(CONFIGS["llama-tied"])), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_transformers_reads_the_same_one_of_two_sets(torch, tmp_path):
+    folder, tensors = saved(tmp_path)
+    split(folder, {name: 2 * x for name, x in tensors.items()}).unlink()
+    theirs = load_torch(torch, folder).model.norm.weight.detach().numpy()
+    np.testing.assert_array_equal(theirs, load(folder)["final_norm"]["scale"])
+    np.testing.assert_array_equal(theirs, tensors["model.norm.weight"])
+
+
+def test_an_adapter_beside_the_weights_is_refused(tmp_path):
+    folder, _ = saved(tmp_path)
+    (folder / "adapter_config.json").write_text("{}")
+    assert_refused(lambda: load(folder), "adapter_config.json", "merge")
+
+
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
     "hidden_size": 32,

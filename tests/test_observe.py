@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import json
 from pathlib import Path
 
@@ -56,6 +57,30 @@ def study(tmp_path: Path) -> list[str]:
 def write_config(folder: Path, codes: tuple[str, ...], temperature: float = 1.0) -> None:
     text = CONFIG.replace("TEMPERATURE", str(temperature)).replace("CODES", repr(codes))
     (folder / "config.py").write_text(text)
+
+
+def test_a_study_keeps_the_day_on_which_it_began(study: list[str], tmp_path: Path, monkeypatch) -> None:
+    class Day(datetime.date):
+        @classmethod
+        def today(cls):
+            return datetime.date(2026, 11, 30)
+
+    monkeypatch.setattr(observe, "date", Day)
+    observe.main([*study[:2], *study[3:]])  # the first model alone
+    monkeypatch.setattr(observe, "date", datetime.date)
+    observe.main(study)
+    cells = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("*/evaluations/*.json")]
+    assert [cell["chat_date"] for cell in cells] == ["2026-11-30"] * 8
+    config = Path(study[0])
+    config.write_text(config.read_text().replace("seed=7", "seed=7, chat_date='2026-12-01'"))
+    with pytest.raises(UserError, match="has chat_date='2026-11-30', which is now '2026-12-01'"):
+        observe.main(study)
+    config.write_text(config.read_text().replace("2026-12-01", "2026-11-30"))
+    observe.main(study)
+    for text in ("{", "[]", "{}"):
+        (tmp_path / "out/study.json").write_text(text)
+        with pytest.raises(UserError, match="study.json cannot be read"):
+            observe.main(study)
 
 
 def rows(folder: Path) -> list[dict[str, str]]:

@@ -75,8 +75,10 @@ config = Config(
 
 TALK = """
 import os, signal, sys, time
+from datetime import date
+from types import SimpleNamespace
 import jax, numpy as np
-from jaxrl_ml import processes
+from jaxrl_ml import pretrained, processes
 from jaxrl_ml.config import DistributedConfig, MeshConfig
 from jaxrl_ml.sharding import Layout, make_mesh
 me = int(sys.argv[6])
@@ -95,6 +97,8 @@ with processes.together(DistributedConfig(sys.argv[2], int(sys.argv[4]), me, tim
         assert [one["me"] for one in found] == sorted(set(blocks))
         assert [one["other"][0].shape for one in found] == [(block + 1,) for block in sorted(set(blocks))]
         np.testing.assert_array_equal(np.concatenate([one["rows"] for one in found]), rows)
+    pretrained.date = SimpleNamespace(today=lambda: date(2026, 11, 30 - me))  # midnight comes between the two
+    assert pretrained.chat_date("nowhere", None) == "2026-11-30"
     vote = processes.Vote()
     assert [vote(number) for number in ((0, 2, 0, 0, 0) if me == 0 else (0, 0, 15, 15, 0))] == [0, 0, 2, 15, 15]
     if os.environ["FAULT"] == "raise":

@@ -253,3 +253,34 @@ def test_kl_is_told_by_language(one, constrained) -> None:
         own = mask & (constrained.tags.language == place)[:, None]
         assert metrics[f"language/tokens/{code}"] == own.sum() > 0
         assert metrics[f"language/kl/{code}"] == pytest.approx(estimate[own].mean(), rel=1e-4)
+
+
+def test_a_tag_or_mark_that_decoding_would_lose_is_refused():
+    from test_tokenizer import wrapped
+
+    from jaxrl_ml.tokenizer import Tokenizer
+
+    named = ["<think>", "</think>", "<answer>", "</answer>", "<lang_select>", "<de>"]
+    ours = LanguageConfig("free", ("de", "en"))
+    tags.check_decoding("grpo", ours, Tokenizer(wrapped("bytes", additional_special_tokens=named), [1]))
+    tags.check_decoding("grpo", LanguageConfig(), Tokenizer(wrapped("bytes", pad_token="<de>"), [1]))
+
+    def refused(config: LanguageConfig, tokenizer: Tokenizer, *texts: str) -> None:
+        with pytest.raises(UserError) as caught:
+            tags.check_decoding("grpo", config, tokenizer)
+        assert "\n" not in str(caught.value)
+        for text in ("grpo: ", *texts):
+            assert text in str(caught.value)
+
+    for change in ({"eos_token": "<de>"}, {"pad_token": "<de>"}, {"bos_token": "<de>"}):
+        hf = wrapped("bytes")
+        hf.add_special_tokens(change)
+        refused(LanguageConfig("forced", ("de", "en"), "<{code}>"), Tokenizer(hf, [1]), "language.tag '<de>' is decoded as ''")
+    marked = wrapped("bytes", additional_special_tokens=named)
+    stop = marked.convert_tokens_to_ids("</answer>")
+    refused(ours, Tokenizer(marked, [1, stop]), "rewards read </answer>, but </answer> is", "sampling.stop")
+    refused(LanguageConfig(), Tokenizer(marked, [1, stop]), "rewards read </answer>")
+    plain = wrapped("bytes")
+    newline = plain("\n")["input_ids"][0]  # an ordinary token keeps its text, but completions end there
+    refused(ours, Tokenizer(plain, [1, newline]), f"holds stop ids [{newline}], which end completions")
+    refused(ours, Tokenizer(wrapped("pieces", additional_special_tokens=["<think>"]), [1]), "is decoded as")

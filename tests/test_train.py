@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import gc
 import json
 import os
@@ -13,11 +14,13 @@ from pathlib import Path
 import jax
 import pytest
 
+from jaxrl_ml import convert, evaluate, generate, pretrained, tokenizer
 from jaxrl_ml.checkpoint import load_reference
 from jaxrl_ml.config import MeshConfig
 from jaxrl_ml.models.transformer import Transformer
 from jaxrl_ml.pretrained import load_params, read_model_config
 from jaxrl_ml.sharding import Layout, make_mesh
+from jaxrl_ml.tokenizer import Tokenizer
 from jaxrl_ml.train import main
 from jaxrl_ml.types import UserError
 
@@ -319,6 +322,101 @@ def test_a_damaged_checkpoint_is_named(
     assert "\n" not in str(caught.value)
     del caught
     gc.collect()
+
+
+DATED = """
+import os, signal
+from pathlib import Path
+import numpy as np
+from jaxrl_ml.config import *
+from jaxrl_ml.types import Example
+
+calls = 0
+
+def reward(texts, examples):
+    global calls
+    calls += 1
+    if os.environ.get("FAULT") == f"SIGTERM@{calls}":
+        os.kill(os.getpid(), signal.SIGTERM)
+    return np.array([float(len(text) % 2) for text in texts])
+
+task = [Example(str(i), "words", {"prompt": [{"role": "user", "content": f"word {i}"}]}) for i in range(8)]
+small = SamplingConfig(max_prompt_tokens=64, max_completion_tokens=8)
+config = Config(
+    run_dir="unset",
+    tokenizer=TOKENIZER,
+    model=ModelConfig(num_layers=1, embed_dim=16, mlp_dim=16, num_heads=1, num_kv_heads=1, head_dim=16),
+    stages=(GRPOStage(task, reward, num_steps=2, prompts_per_step=4, group_size=2, sampling=small),),
+    optimizer=OptimizerConfig(learning_rate=1e-3),
+    evaluations=(Evaluation(task, reward, num_prompts=2, prompts_per_batch=2, sampling=small),),
+    logging=LoggingConfig(console=False, tensorboard=False, samples_every_steps=1),
+)
+"""
+
+
+def test_a_template_that_reads_the_date_has_that_of_the_runs_first_day(
+    tmp_path: Path, one_device: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from test_generate import byte_tokenizer
+
+    template = "{{ strftime_now('%d %b %Y') }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    byte_tokenizer(template).save(tmp_path / "tokenizer")
+    config = tmp_path / "dated.py"
+    config.write_text(DATED.replace("TOKENIZER", repr(str(tmp_path / "tokenizer"))))
+
+    def today(day: str) -> None:
+        class Day(datetime.date):
+            @classmethod
+            def today(cls):
+                return datetime.date.fromisoformat(day)
+
+        monkeypatch.setattr(pretrained, "date", Day)
+        monkeypatch.setattr(tokenizer, "date", Day)
+
+    today("2026-11-30")
+    assert run(config, tmp_path / "uninterrupted") == 0
+    monkeypatch.setenv("FAULT", "SIGTERM@2")
+    assert run(config, tmp_path / "run") == 75
+    monkeypatch.setenv("FAULT", "")
+    today("2026-12-01")  # after midnight
+    with pytest.raises(UserError, match="holds a run with chat_date='2026-11-30', not '2026-12-01'"):
+        run(config, tmp_path / "run", "--chat-date", "2026-12-01")
+    assert run(config, tmp_path / "run") == 0
+    assert records(tmp_path / "run") == records(tmp_path / "uninterrupted")
+    samples = [(tmp_path / name / "samples.jsonl").read_text() for name in ("run", "uninterrupted")]
+    assert samples[0] == samples[1]
+    prompts = {json.loads(line)["prompt"] for line in samples[0].splitlines()}
+    assert len(prompts) > 2 and all(prompt.startswith("30 Nov 2026[user]word ") for prompt in prompts)
+    assert json.loads((tmp_path / "run/config.json").read_text())["chat_date"] == "2026-11-30"
+
+    # Later commands on the run have its day, too, unless their config names another.
+    evaluate.main([str(tmp_path / "run")])
+    (tmp_path / "other.py").write_text(
+        config.read_text() + "import dataclasses\nconfig = dataclasses.replace(config, chat_date='2025-05-06', stages=())\n"
+    )
+    evaluate.main([str(tmp_path / "run"), "--config", str(tmp_path / "other.py"), "--out", str(tmp_path / "other.json")])
+    results = [json.loads(path.read_text()) for path in (tmp_path / "run/evaluations/test-2.json", tmp_path / "other.json")]
+    assert [result["chat_date"] for result in results] == ["2026-11-30", "2025-05-06"]
+    assert [result["records"][0]["prompt"][:11] for result in results] == ["30 Nov 2026", "06 May 2025"]
+    assert generate.load_model(tmp_path / "run", None, 1)[2].day == datetime.date(2026, 11, 30)
+    convert.main(["to-hf", str(tmp_path / "run"), str(tmp_path / "hf")])
+    assert generate.load_model(tmp_path / "hf", None, 1)[2].day == datetime.date(2026, 12, 1)
+
+
+def test_a_mark_that_decoding_would_lose_is_told_before_anything_is_trained(tmp_path: Path, one_device: None) -> None:
+    from test_tokenizer import wrapped
+
+    hf = wrapped("bytes", additional_special_tokens=["</answer>"])
+    hf.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    Tokenizer(hf, [1, hf.convert_tokens_to_ids("</answer>")]).save(tmp_path / "tokenizer")
+    text = DATED.replace("TOKENIZER", repr(str(tmp_path / "tokenizer")))
+    for owner, without in (("grpo", "evaluations"), ("evaluation test", "stages")):
+        stages = "stages=(SFTStage(task, num_steps=1),)" if without == "stages" else "evaluations=()"
+        config = tmp_path / f"{without}.py"
+        config.write_text(f"{text}import dataclasses\nconfig = dataclasses.replace(config, {stages})\n")
+        with pytest.raises(UserError, match=f"{owner}: rewards read </answer>, but </answer> is the tokenizer's") as caught:
+            run(config, tmp_path / without)
+        assert "\n" not in str(caught.value)
 
 
 def test_the_readme_example_runs(tmp_path: Path, one_device: None) -> None:

@@ -7,6 +7,7 @@ in as objects. `cli.py` reads it and applies overrides from the command line.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date
 from itertools import accumulate, pairwise, takewhile
 from typing import Any
 
@@ -125,6 +126,15 @@ class LoggingConfig:
         require(self.samples_per_log >= 0, f"logging.samples_per_log={self.samples_per_log} must not be negative")
 
 
+def _check_day(name: str, day: str) -> None:
+    """Raises UserError unless the text is a day as ISO 8601 writes it: year-month-day."""
+    try:
+        valid = date.fromisoformat(day).isoformat() == day
+    except ValueError:
+        valid = False
+    require(valid, f"{name}={day!r} is no day; write it as year-month-day, such as 2026-11-30")
+
+
 @dataclass(frozen=True)
 class Config:
     """One experiment: stages to train, or evaluations alone, of models that are named on the command line."""
@@ -144,6 +154,9 @@ class Config:
     prompt_format: Any = None
     """Example → text or messages; None: the task's own `prompt` field as it is."""
     system_prompt: str | None = None
+    chat_date: str | None = None
+    """The day, such as 2026-11-30, that a chat template is given when it asks for today's date; None: the day on which the run
+    began."""
     optimizer: OptimizerConfig = OptimizerConfig()
     compute: ComputeConfig = ComputeConfig()
     mesh: MeshConfig = MeshConfig()
@@ -170,6 +183,8 @@ class Config:
             require(not twice, f"{kind} name {', '.join(sorted(twice))!r} is used twice; names must differ")
         for name in ("eval_every_steps", "max_nonfinite_steps"):
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+        if self.chat_date is not None:
+            _check_day("chat_date", self.chat_date)
         require(0 <= self.seed < 2**32, f"seed={self.seed} must be from 0 to {2**32 - 1}")
         if self.stages:
             self._check_training()

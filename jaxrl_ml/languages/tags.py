@@ -20,14 +20,18 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from jaxrl_ml.config import LanguageConfig
-from jaxrl_ml.types import Example, TagTrie, UserError
+from jaxrl_ml.languages.thinking import CLOSE, OPEN
+from jaxrl_ml.types import Example, TagTrie, UserError, require
 
 if TYPE_CHECKING:
     import jax
 
+    from jaxrl_ml.tokenizer import Tokenizer
+
     Array = jax.Array | np.ndarray
 
 ROOT = 1
+_MARKS = (OPEN, CLOSE, "<answer>", "</answer>")  # of thinking, and of Countdown's answers
 _MASKED = -1e30  # as in attention: not −inf, of which differences are not numbers
 
 
@@ -95,6 +99,26 @@ def language_action(
             "raise it or shorten language.tag"
         )
     return LanguageAction(make_trie(config, encode), width, partial(allowed_languages, config))
+
+
+def check_decoding(owner: str, config: LanguageConfig, tokenizer: Tokenizer) -> None:
+    """Raises UserError where a decoded completion would lack its language tag, or the marks that rewards read.
+
+    owner: the stage or evaluation, for the message. Decoding leaves out BOS, EOS, pad and stop ids.
+    """
+    tags = config.tags() if config.mode != "off" else ()
+    ids = tokenizer.encode(tags)
+    for tag, tokens, text in zip(tags, ids, tokenizer.decode(ids), strict=True):
+        require(text == tag, f"{owner}: language.tag {tag!r} is decoded as {text!r}: no reward would find it; choose another")
+        ends = set(tokens) & set(tokenizer.stop_ids)
+        require(not ends, f"{owner}: language.tag {tag!r} holds stop ids {sorted(ends)}, which end completions; change it")
+    for mark in _MARKS:
+        lost = [text for text in tokenizer.dropped_texts if text in mark]
+        require(
+            not lost,
+            f"{owner}: rewards read {mark}, but {', '.join(lost)} is the tokenizer's BOS, EOS, pad or stop id, which decoding "
+            "leaves out; set another in the tokenizer's files. To end completions at a text, use sampling.stop",
+        )
 
 
 def allowed_languages(config: LanguageConfig, examples: Sequence[Example]) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""Hugging Face folders both ways: config.json ↔ ModelConfig, safetensors ↔ our parameter tree, through one name table.
+"""Reads and writes the weights of Hugging Face folders: safetensors ↔ our parameter tree, through one table of names.
 
-Reading goes straight onto the mesh, each device asking for its own slices of the files. Writing holds one parameter on the host
-at a time. What this decoder does not compute is refused by name and value, never ignored.
+Reading puts weights straight onto the mesh: each device asks for its own slices of the files. Writing holds one parameter on
+the host at a time. `hf_config.py` reads config.json; `save_params` writes it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,13 +22,11 @@ from safetensors import SafetensorError, safe_open
 from jaxrl_ml import storage
 from jaxrl_ml.config import ModelConfig, RopeScaling
 from jaxrl_ml.models import tensor_file
+from jaxrl_ml.models.hf_config import ARCHITECTURES
+from jaxrl_ml.models.hf_config import read_config as read_config  # one name for all of a folder
 from jaxrl_ml.models.transformer import Transformer
 from jaxrl_ml.tokenizer import Tokenizer
 from jaxrl_ml.types import Params, UserError, require
-
-_ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
-_REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-_OPTIONAL = ("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps")
 
 
 class Weight(NamedTuple):
@@ -64,93 +62,13 @@ WEIGHTS: dict[str, Weight] = {
 }
 
 
-def read_config(folder: str | Path) -> ModelConfig:
-    """The shape of the model in a Hugging Face folder.
-
-    Raises UserError, naming key and value, for an architecture or option that this decoder does not compute.
-    """
-    path = Path(folder) / "config.json"
-    try:
-        raw = dict(json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: give a Hugging Face folder with config.json and safetensors") from error
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is not a valid JSON object: {error}") from error
-    raw = {key: value for key, value in raw.items() if value is not None}  # null says the same as an absent key
-    names = raw.get("architectures") or [f"model_type {raw.get('model_type')}"]
-    family = _ARCHITECTURES.get(str(names[0]))
-    if family is None or len(names) > 1:
-        raise UserError(f"{path}: architectures={names} is not supported; those that are: {', '.join(_ARCHITECTURES)}")
-    missing = [key for key in _REQUIRED if not isinstance(raw.get(key), int)]
-    missing += [key for key in _OPTIONAL if not isinstance(raw.get(key, 1), int | float)]
-    if missing:
-        raise UserError(f"{path}: {missing[0]}={raw.get(missing[0])!r} must be a number")
-    _refuse_options(path, raw, family)
-    heads = raw["num_attention_heads"]  # the defaults of absent keys are those of transformers' classes
-    head_dim = raw.get("head_dim") or (128 if family == "qwen3" else raw["hidden_size"] // heads)
-    theta, scaling = _read_rope(path, raw)
-    return ModelConfig(
-        family=family,
-        vocab_size=raw["vocab_size"],
-        num_layers=raw["num_hidden_layers"],
-        embed_dim=raw["hidden_size"],
-        mlp_dim=raw["intermediate_size"],
-        num_heads=heads,
-        num_kv_heads=raw.get("num_key_value_heads") or heads,
-        head_dim=head_dim,
-        rope_theta=theta,
-        rope_scaling=scaling,
-        norm_eps=raw.get("rms_norm_eps", 1e-6),
-        tie_embeddings=bool(raw.get("tie_word_embeddings")),
-        max_positions=raw.get("max_position_embeddings", 2048),
-    )
-
-
-def _refuse_options(path: Path, raw: dict[str, Any], family: str) -> None:
-    """Raises UserError for the first option that would change what the model computes."""
-    layers = raw["num_hidden_layers"]
-    windowed = raw.get("use_sliding_window") and raw.get("sliding_window") is not None
-    first_windowed = raw.get("max_window_layers", 28)
-    refused = {
-        "attention_bias": bool(raw.get("attention_bias")) and family != "qwen2",  # qwen2 has no such option
-        "mlp_bias": bool(raw.get("mlp_bias")),
-        "hidden_act": raw.get("hidden_act", "silu") not in ("silu", "swish"),
-        "sliding_window": bool(windowed) and "layer_types" not in raw and family != "llama" and first_windowed < layers,
-        "layer_types": family != "llama" and any(kind != "full_attention" for kind in raw.get("layer_types") or ()),
-        "quantization_config": raw.get("quantization_config") is not None,
-        "partial_rotary_factor": raw.get("partial_rotary_factor") not in (None, 1, 1.0),
-        "pretraining_tp": (raw.get("pretraining_tp") or 1) > 1,
-    }
-    for key, refuse in refused.items():
-        if refuse:
-            raise UserError(f"{path}: {key}={raw[key]!r} is not supported; use a checkpoint without it")
-
-
-def _read_rope(path: Path, raw: dict[str, Any]) -> tuple[float, RopeScaling | None]:
-    """Theta and scaling, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (4)."""
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
-    if kind not in ("default", "llama3") or any(isinstance(value, dict) for value in rope.values()):
-        raise UserError(f"{path}: rope_type={kind!r} in {rope} is not supported; those that are: default, llama3")
-    if rope.get("partial_rotary_factor") not in (None, 1, 1.0):
-        raise UserError(f"{path}: partial_rotary_factor={rope['partial_rotary_factor']} is not supported; it must be 1")
-    theta = rope.get("rope_theta", raw.get("rope_theta", 10_000.0))
-    require(isinstance(theta, float | int) and theta > 0, f"{path}: rope_theta={theta!r} must be a positive number")
-    if kind == "default":
-        return float(theta), None
-    missing = [key for key in RopeScaling.__dataclass_fields__ if not isinstance(rope.get(key), float | int)]
-    if missing:
-        raise UserError(f"{path}: rope_type=llama3 needs {missing[0]}, a number; add it")
-    return float(theta), RopeScaling(**{key: rope[key] for key in RopeScaling.__dataclass_fields__})
-
-
 class _Checkpoint:
-    """The open safetensors files of a folder, as one mapping from tensor names."""
+    """Open safetensors files, as one mapping from tensor names."""
 
-    def __init__(self, folder: Path, stack: ExitStack):
+    def __init__(self, files: Sequence[Path], stack: ExitStack):
         self.file_of: dict[str, Path] = {}
         self._open: dict[Path, Any] = {}
-        for path in _safetensors_files(folder):
+        for path in files:
             try:
                 self._open[path] = stack.enter_context(safe_open(path, framework="numpy"))
             except (OSError, SafetensorError) as error:
@@ -167,39 +85,74 @@ class _Checkpoint:
         return np.asarray(self.slice_of(name)[index]).astype(np.float32)
 
 
-def _safetensors_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
+def _choose_files(folder: Path, expected: Collection[str]) -> list[Path]:
+    """The safetensors files that hold the weights of a folder: model.safetensors, or the shards that its index names.
+
+    Where both are there, the set that holds all `expected` tensors is chosen. Raises UserError where both or neither do.
+    """
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return _require_files(folder, [single.name])
+    if not single.is_file():
+        return _require_files(folder, _indexed_names(index))
+    complete: dict[str, list[Path]] = {}
+    faults = []
+    for path in (single, index):
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise UserError(f"{index} is not a safetensors index with a weight_map; fetch it again") from error
-    else:
-        names = ["model.safetensors"]
-    outside = [name for name in names if Path(name).name != name]
-    if outside:
-        raise UserError(f"{index} names {outside[0]}, which is not a file beside it; fetch it again")
+            files = [single] if path == single else _require_files(folder, _indexed_names(index))
+            with ExitStack() as stack:
+                names = _Checkpoint(files, stack).file_of
+            missing = next((name for name in expected if name not in names), None)
+            require(missing is None, f"tensor {missing} is missing from {', '.join(file.name for file in files[:3])}")
+            complete[path.name] = files
+        except UserError as error:
+            faults.append(str(error))
+    if not complete:
+        raise UserError(f"neither {single} nor the shards of {index.name} hold the model: {'; '.join(faults)}")
+    if len(complete) == 2 and complete[single.name] != complete[index.name]:
+        raise UserError(f"{folder} holds its weights in {single.name} and in the shards of {index.name}; remove one of them")
+    return next(iter(complete.values()))
+
+
+def _indexed_names(index: Path) -> list[str]:
+    """The names of the shards in an index, which lie beside it."""
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        outside = [name for name in names if Path(name).name != name]
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise UserError(f"{index} is not a safetensors index with a weight_map; fetch it again") from error
+    require(not outside, f"{index} names {outside[:1]}, which is not a file beside it; fetch it again")
+    return names
+
+
+def _require_files(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The paths of files in a folder, all of which are there."""
     absent = [name for name in names if not (folder / name).is_file()]
-    if not absent:
-        return [folder / name for name in names]
-    if any(folder.glob("*.bin")):
+    if absent and any(folder.glob("*.bin")):
         raise UserError(
             f"{folder} holds PyTorch .bin pickles, which can run code when they are read: convert them with transformers, "
             "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(OUT)"
         )
-    raise UserError(f"{folder} lacks {absent[0]}; fetch it again")
+    require(not absent, f"{folder} lacks {', '.join(absent[:1])}; fetch it again")
+    return [folder / name for name in names]
 
 
 def load_params(folder: str | Path, model: Transformer, shardings: Params) -> Params:
     """Reads the weights of a Hugging Face folder as float32, each device's slices straight from the files.
 
     shardings: a tree like the parameters. Host memory: one shard of one parameter at a time.
-    Raises UserError for a missing, extra, misshapen or unreadable tensor, naming it and its file.
+    Raises UserError for a missing, extra, misshapen or unreadable tensor, naming it and its file, and for a folder with two
+    sets of weights, or with an adapter.
     """
     folder = Path(folder)
+    require(
+        not (folder / "adapter_config.json").is_file(),
+        f"{folder} holds a PEFT adapter beside the weights, which transformers would add to them; merge it into them with "
+        "PEFT's merge_and_unload, or move adapter_config.json away",
+    )
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     with ExitStack() as stack:
-        checkpoint = _Checkpoint(folder, stack)
+        checkpoint = _Checkpoint(_choose_files(folder, [name for name, *_ in _tensors(shapes)]), stack)
         _check_tensors(folder, checkpoint, shapes, model.config)
 
         def load(path, leaf, sharding):
@@ -383,7 +336,7 @@ def fetch(leaf: jax.Array, axes: tuple[tuple[int, ...], ...], layer: int | None,
 
 def _write_config(path: Path, config: ModelConfig, dtype: str, tokenizer: Tokenizer) -> None:
     """config.json with the keys of transformers 4, which 5 reads too."""
-    architecture = {family: name for name, family in _ARCHITECTURES.items()}[config.family]
+    architecture = {family: name for name, family in ARCHITECTURES.items()}[config.family]
     scaling = config.rope_scaling
     keys = RopeScaling.__dataclass_fields__
     raw = {
