@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import grain
 import numpy as np
 
+from jaxrl_ml.languages.thinking import with_openings
 from jaxrl_ml.types import Example, Packed, PromptFormat, Prompts, Reward, Rollout, Scores, Task, UserError, require
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ Judged = TypeVar("Judged")
 Allowed = Callable[[Sequence[Example]], np.ndarray]  # examples → bool [Q, languages]
 
 _BLOCK = 256  # demonstrations tokenised in one call
+_PROMPT_END = 32  # tokens: enough for `<think>` and the white space after it
 _BACKGROUND = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
 
 
@@ -319,6 +321,15 @@ def experience(
 def decode_rows(tokenizer: Tokenizer, completions: np.ndarray, lengths: np.ndarray) -> list[str]:
     """The texts of completions int [B, C], each of its first `lengths[b]` tokens."""
     return tokenizer.decode([row[:length] for row, length in zip(completions, lengths, strict=True)])
+
+
+def scored_texts(tokenizer: Tokenizer, prompts: Prompts, texts: Sequence[str]) -> list[str]:
+    """What a reward is given of B completions: their texts, behind the `<think>` that their prompts may end with.
+
+    `prompts` are on the host; B / Q completions belong to each of them.
+    """
+    ends = [tokens[mask][-_PROMPT_END:] for tokens, mask in zip(prompts.tokens, prompts.mask, strict=True)]
+    return with_openings(tokenizer.decode(ends), texts)
 
 
 def check_reward(owner: str, reward: Any) -> None:

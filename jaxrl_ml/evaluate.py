@@ -29,6 +29,7 @@ from jaxrl_ml.analysis.languages import by_language, language_metrics, win_tie_l
 from jaxrl_ml.cli import load, load_run, resolved, run_command
 from jaxrl_ml.config import Config, Evaluation
 from jaxrl_ml.languages.settings import ENGLISH, Setting, language_settings, tell, thinking_ends
+from jaxrl_ml.languages.thinking import with_openings
 from jaxrl_ml.metrics import plain, visible
 from jaxrl_ml.types import Example, Params, Prompts, Rollout, UserError
 
@@ -155,7 +156,7 @@ class Evaluator:
         texts = data.decode_rows(self._tokenizer, completions, lengths)
         rows = [row[:length] for row, length in zip(completions, lengths, strict=True)]
         ends = thinking_ends(texts, rows, self._tokenizer.decode)
-        scores = data.score_rows(self.evaluation.reward, texts, batch.own, G)
+        scores = data.score_rows(self.evaluation.reward, with_openings(batch.prompt_texts, texts), batch.own, G)
         return [
             {
                 "id": batch.own[b // G].id,

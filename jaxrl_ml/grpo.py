@@ -187,7 +187,8 @@ class GRPO:
                 self._idle.began(started)
             texts = data.decode_rows(self.tokenizer, rollout.completions, rollout.lengths)
             with jax.transfer_guard("allow"):  # of the user's own: a reward may be a model in jax
-                scores = data.score_rows(stage.reward, texts, examples, stage.group_size)
+                scored = data.scored_texts(self.tokenizer, rollout.prompts, texts)
+                scores = data.score_rows(stage.reward, scored, examples, stage.group_size)
             seconds += time.perf_counter() - started
             return Experience([example.id for example in examples], rollout, texts, scores)
 

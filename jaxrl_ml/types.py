@@ -150,7 +150,9 @@ PromptFormat = Callable[[Example], "str | list[Message]"]
 """Turns an example into a plain prompt, or into messages for the tokenizer's chat template."""
 
 Reward = Callable[[Sequence[str], Sequence[Example]], "Scores | np.ndarray"]
-"""Scores B completions against their B examples. A plain array r is read as Scores(rewards=r, correct=r >= 1)."""
+"""Scores B completions against their B examples. A plain array r is read as Scores(rewards=r, correct=r >= 1).
+
+A completion whose prompt ends in `<think>` stands behind that mark, so that a reward can tell thinking from an answer."""
 
 
 @runtime_checkable

@@ -151,12 +151,26 @@ GERMAN = "Wir addieren zuerst die beiden Zahlen."
 def test_what_is_told_of_a_completion(completion: str, language: str, detected: str, tokens: int) -> None:
     setting = by_name("multi")["multi"]
     [end] = thinking_ends([completion], encode([completion]), decode)
-    record = {"id": "0", "sample": 0, "completion": completion, "correct": True, "thinking_end": end}
+    record = {"id": "0", "sample": 0, "prompt": "", "completion": completion, "correct": True, "thinking_end": end}
     told = tell([record] * 24, setting, encode)
     assert [r["sample"] for r in told] == [*range(12)] * 2
     for r in told:
         assert (r["setting"], r["language"], r["detected"], r["thinking_tokens"]) == ("multi", language, detected, tokens)
         assert r["completion"] == completion and r["switched"] == 0
+
+
+def test_thinking_that_the_prompt_opened_is_told_though_it_never_ends() -> None:
+    setting = by_name("multi")["multi"]
+    record = {
+        "id": "0",
+        "sample": 0,
+        "prompt": "<think>\n",
+        "completion": GERMAN,
+        "correct": False,
+        "thinking_end": len(GERMAN),
+    }
+    [told] = tell([record], setting, encode)
+    assert (told["detected"], told["thinking_tokens"], told["completion"]) == ("de", len(GERMAN), GERMAN)
 
 
 @settings(deadline=None, derandomize=True, max_examples=200)

@@ -419,6 +419,30 @@ def test_a_mark_that_decoding_would_lose_is_told_before_anything_is_trained(tmp_
         assert "\n" not in str(caught.value)
 
 
+def test_rewards_are_given_the_mark_of_thinking_that_the_prompt_opened(tmp_path: Path, one_device: None) -> None:
+    """In training and in evaluations; samples and records keep the completion as it was sampled."""
+    text = CONFIG.replace('"<answer>", ', '"<answer>", "<think>", "\\n", ').replace(
+        "prompt_format=compact", "prompt_format=thinks"
+    )
+    text = text.replace("from pathlib import Path", "thinks = lambda example: compact(example) + '<think>\\n'")
+    text = text.replace("max_prompt_tokens=17", "max_prompt_tokens=19")
+    text = text.replace("Countdown(), reward,", "Countdown(), opened,").replace(
+        'split="test"), countdown_reward,', 'split="test"), opened,'
+    )
+    text += "config = dataclasses.replace(config, stages=config.stages[1:])"
+    text = text.replace(
+        "calls = 0",
+        "import dataclasses\nopened = lambda texts, examples: np.array([t.startswith('<think>\\n') for t in texts], float)",
+    )
+    (tmp_path / "tiny.py").write_text(text.replace("num_steps=5", "num_steps=1").replace('filter="resample", ', ""))
+    assert run(tmp_path / "tiny.py", tmp_path / "run") == 0
+    steps = records(tmp_path / "run")
+    assert [r["reward/mean"] for r in steps if "reward/mean" in r] == [1.0]
+    assert [r["eval/test/reward"] for r in steps if "eval/test/reward" in r] == [1.0, 1.0]
+    samples = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").read_text().splitlines()]
+    assert samples and all(s["prompt"].endswith("<think>\n") and not s["completion"].startswith("<think>\n") for s in samples)
+
+
 def test_the_readme_example_runs(tmp_path: Path, one_device: None) -> None:
     text = (Path(__file__).parent.parent / "README.md").read_text()
     example = next(block for block in text.split("```python\n")[1:] if "def reward" in block).split("```")[0]

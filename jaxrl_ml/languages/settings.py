@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from jaxrl_ml.config import Evaluation, LanguageConfig
 from jaxrl_ml.languages.detect import LANGUAGES, Detector
-from jaxrl_ml.languages.thinking import CLOSE, parse
+from jaxrl_ml.languages.thinking import CLOSE, opened_by, parse
 from jaxrl_ml.types import Example, Task, UserError, require
 
 ENGLISH = "en"
@@ -150,7 +150,7 @@ def tell(
     """
     language = setting.evaluation.language
     tag_tokens = dict(zip(language.languages, map(len, encode(language.tags())), strict=True)) if language.languages else {}
-    read = parse([record["completion"] for record in records], language)
+    read = parse([opened_by(record["prompt"]) + record["completion"] for record in records], language)
     found = setting.detector([completion.thinking for completion in read])
     return [
         {
