@@ -178,6 +178,40 @@ x+y=7
 e^{i\pi/3}
   ⊕ \frac12 + \frac{\sqrt3}{2} i
   - \frac12 - \frac{\sqrt3}{2} i
+# parts that math-verify leaves out, or takes for others
+2\sqrt{2}
+  + x = 2\sqrt{2} ¦ |AB| = 2\sqrt{2} ¦ a^2+b^2 = 2\sqrt{2}
+  - 2\sqrt{2}_2 ¦ \neg 2\sqrt{2}
+  ⊖ 2\sqrt{2}' ¦ 2\sqrt{2}^T ¦ x^2 = 2\sqrt{2} ¦ 2x = 2\sqrt{2}
+\frac{r}{2(r+1)}
+  ⊖ \frac{R}{2(r+1)} ¦ \frac{R}{2(R+1)}
+[e, 7]
+  + [e,7]
+  ⊖ [E,7] ¦ [e \text{ or } 7]
+(a,b,c)=(9,8,7)
+  + (9,8,7) ¦ (a, b, c) = (9, 8, 7)
+  - (a,c,b)=(9,8,7) ¦ (a,bc)=(9,8,7) ¦ (9,7,8)
+f(x) = \frac{k}{1+x} \left( -\frac{1}{2} \le k \le 1 \right)
+  - -\frac{1}{2}
+  ⊖ f(x) = 7 \left( -\frac{1}{2} \le k \le 1 \right)
+0 < c < \sqrt{2}
+  ⊕ \sqrt{2} > c > 0
+  ⊖ \text{not }0 < c < \sqrt{2}
+\frac{dy}{dx} = 2x
+  ⊕ 2x
+  ⊖ 2\frac{dy}{dx} = 2x ¦ \frac{dz}{dx} = 2x
+\text{Yes, since }f(0)=1
+  - \text{Yes, since }f(1)=1 ¦ \text{Yes, since }f(0)=2
+\text{red, blue}
+  ⊕ red, blue ¦ \text{red}, \text{blue}
+  - \text{erd, blue} ¦ \text{red}
+2\text{ red}, 3\text{ blue}
+  ⊕ 3\text{ blue}, 2\text{ red}
+  - 3\text{ red}, 2\text{ blue}
+  ⊖ 2\text{ red}, 3\text{ green}
+\sqrt{9^{1010}-1}
+  + \sqrt{3^{2020}-1}
+  - \sqrt{9^{1010}-2} ¦ 3^{1010}
 """
 
 

@@ -29,7 +29,7 @@ def test_to_latex(text, latex):
         ("“5”".replace("“", '"').replace("”", '"'), "5"),
         ("\\mathbf{5-\\sqrt{3}}", "5-\\sqrt{3}"),
         ("\\text{5}", "5"),
-        ("\\textbf{odd}", "odd"),
+        ("\\textbf{odd}", "\\text{odd}"),
         ("n \\textbf{ is odd}", "n \\text{ is odd}"),
         ("\\boxed{5}", "5"),
         ("\\left(1,2\\right)", "(1,2)"),

@@ -16,6 +16,7 @@ def test_parts():
     ("text", "expected"),
     [
         ("odd", True), ("\\text{odd}", True), ("5 km", True), ("偶数", True), ("sí", True), ("n \\text{ is odd}", True),
+        ("red", True), ("red x + 1", False),
         ("xyz", False), ("\\sin x", False), ("sqrt(2)", False), ("lcm(2,3)", False), ("x_{max}", False), ("\\text{A}", False),
         ("\\operatorname{lcm}(2,3)", False), ("\\begin{pmatrix}1\\end{pmatrix}", False), ("α+β", False), ("abc", False),
     ],

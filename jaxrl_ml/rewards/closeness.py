@@ -9,16 +9,14 @@ import sympy
 
 TOLERANCE = sympy.Rational(1, 10**6)
 """How far, relative to the gold answer, a decimal may be from it (as `number.RELATIVE_TOLERANCE`)."""
-_DIGITS, _MAX_DIGITS = 30, 300
-_ZERO = sympy.Rational(1, 10**100)
-"""What is left, relative to its terms, of a difference of irrational numbers that is zero."""
+_DIGITS, _ENOUGH, _MAX_DIGITS = 30, 100, 5000
 
 
 def equal(gold: object, answer: object) -> bool | None:
     """Whether two numbers are equal; None where either is no finite number.
 
-    Numbers without decimals are compared exactly, irrational ones to 100 digits. Where either has a decimal and neither is an
-    integer, they may differ by TOLERANCE times the gold answer.
+    Numbers without decimals are compared exactly, irrational ones to 100 digits more than the size of their difference could
+    need. Where either has a decimal and neither is an integer, they may differ by TOLERANCE times the gold answer.
     """
     gold, answer = (_with_imaginary_unit(value) for value in (gold, answer))
     if not all(isinstance(value, sympy.Expr) and not value.free_symbols for value in (gold, answer)):
@@ -36,10 +34,14 @@ def equal(gold: object, answer: object) -> bool | None:
     if gold.is_Rational and answer.is_Rational:
         distance, size = abs(gold - answer), abs(gold)
     else:
-        distance, size = (abs(value.evalf(_DIGITS, maxn=_MAX_DIGITS)) for value in (gold - answer, gold))
-        if not (distance.is_Number and size.is_Number and distance.is_finite and size.is_finite):
+        size = abs(gold.evalf(_DIGITS))
+        if not (size.is_Number and size.is_finite):
             return None
-        if distance <= _ZERO * max(size, 1):
+        digits = _DIGITS + _ENOUGH + 2 * (abs(int(sympy.log(size, 10))) if size else 0)
+        distance = abs((gold - answer).evalf(_DIGITS, maxn=digits)) if digits < _MAX_DIGITS else sympy.nan
+        if not (distance.is_Number and distance.is_finite):
+            return None
+        if distance == 0 or (size and distance * 10**_ENOUGH <= min(size, 1 / size)):
             return True
     if not rounded or gold.is_integer or answer.is_integer:
         return bool(distance == 0)

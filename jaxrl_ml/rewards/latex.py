@@ -114,7 +114,7 @@ _START = re.compile(
 _WRAPPED = re.compile(
     r"""(?s: \*\*(?!\*)(?P<bold>[^*]+)\*\* | \*(?!\*)(?P<italic>[^*]+)\* | `(?P<code>[^`]+)` | "(?P<quoted>[^"]+)"
     | ''?(?P<single>[^']+)''? | \$\$?(?P<dollars>[^$]+)\$\$? | \\\((?P<inline>.+)\\\) | \\\[(?P<display>.+)\\\]
-    | \\(?:boxed|fbox|text)\s?\{(?P<command>(?:[^{}]|\{[^{}]*\})*)\} | \{(?P<braces>(?:[^{}]|\{[^{}]*\})*)\} )""",
+    | \\(?:boxed|fbox)\s?\{(?P<command>(?:[^{}]|\{[^{}]*\})*)\} | \{(?P<braces>(?:[^{}]|\{[^{}]*\})*)\} )""",
     re.VERBOSE,
 )
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
@@ -125,7 +125,7 @@ def tidy(latex: str) -> str:
 
     Taken off, again and again: white space, full stops, commas and semicolons at the end, bold and quotation marks, dollars,
     braces, `\boxed`, `Answer:` in 20 languages, and a first `=`. A sign that has a meaning stays: `!`, `'`, `...`, brackets.
-    Words keep one command, `\text`, unless the whole answer is a text.
+    Words keep one command, `\text`.
     """
     if _PLAIN.fullmatch(latex):
         return latex

@@ -10,6 +10,7 @@ import re
 from typing import NamedTuple
 
 from jaxrl_ml.rewards.structure import Same, split, squeezed
+from jaxrl_ml.rewards.wording import has_words
 
 SIGN = re.compile(r"(<|>|\\le(?![a-zA-Z])|\\ge(?![a-zA-Z]))")
 _RISING = {">": "<", "\\ge": "\\le"}
@@ -57,6 +58,8 @@ def read(text: str) -> RealSet | None:
         return RealSet(variable, union, not variable and not re.search(r"[\[\]]|\\cup|\\infty", union))
     if around := _AROUND_ZERO.fullmatch(text):
         return _around_zero(around["variable"], around["sign"], around["bound"].strip())
+    if has_words(text):
+        return None
     alternatives = [[_solutions(part) for part in split(either, r"\\AND")] for either in split(text, r"\\OR")]
     conditions = [condition for either in alternatives for condition in either]
     if member or None in conditions or len({variable for variable, _ in conditions}) != 1:

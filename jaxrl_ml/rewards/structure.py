@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from jaxrl_ml.rewards.wording import has_words, joined, parts
+from jaxrl_ml.rewards.wording import joined, parts
 from jaxrl_ml.rewards.words import IF, OTHERWISE
 
 Same = Callable[[str, str], bool]
@@ -17,10 +17,15 @@ Same = Callable[[str, str], bool]
 
 
 def squeezed(text: str) -> str:
-    """The text without the spaces that part no two letters and no two digits, casefolded where it has words."""
-    flat = re.sub(r"\s+", " ", re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)).strip()
-    flat = re.sub(r"(?<![^\W\d_])\s+(?!\d)|(?<!\d)\s+(?![^\W\d_])", "", flat)
-    return flat.casefold() if has_words(text) else flat
+    """The text without the spaces that part no two letters and no two digits; its words as `wording.parts` gives them."""
+    pieces = parts(text)
+    if any(piece.is_word for piece in pieces):
+        return " ".join(piece.text if piece.is_word else _without_spaces(piece.text) for piece in pieces)
+    return _without_spaces(re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text))
+
+
+def _without_spaces(text: str) -> str:
+    return re.sub(r"(?<![^\W\d_]) (?!\d)|(?<!\d) (?![^\W\d_])", "", " ".join(text.split()))
 
 
 def split(text: str, separators: str = r"[,;]|\\AND|\\OR") -> list[str]:
@@ -90,11 +95,18 @@ def branches_agree(gold: str, answer: str, same: Same) -> bool | None:
         return None
     if rows is None or others is None or len(rows) != len(others):
         return False
-    names = [squeezed(text[: _ENVIRONMENT.search(text).start()]).rstrip("=") for text in (gold, answer)]
+    before, after = zip(*(_around_environment(text) for text in (gold, answer)), strict=True)
+    is_named = before[0] == before[1] or ("" in before and max(before).endswith("="))  # a name may be left out
     branches = [_branch(row) for row in rows], [_branch(row) for row in others]
-    return (names[0] == names[1] or "" in names) and match_all(
+    return bool(is_named and after[0] == after[1]) and match_all(
         *branches, lambda one, other: same(one[0], other[0]) and same(one[1], other[1])
     )
+
+
+def _around_environment(text: str) -> tuple[str, str]:
+    """What stands before and after the first environment of a text."""
+    match = _ENVIRONMENT.search(text)
+    return squeezed(text[: match.start()]), squeezed(text[match.end() :])
 
 
 # Congruences

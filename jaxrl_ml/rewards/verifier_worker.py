@@ -16,7 +16,6 @@ the training process is gone, however it went, the child is killed and the progr
 from __future__ import annotations
 
 import fcntl
-import functools
 import gc
 import json
 import logging
@@ -79,18 +78,16 @@ def _load() -> Callable[[str, str], bool]:
     logging.disable(logging.CRITICAL)
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # of this package, which the program is run by path from
     import math_verify
-    from latex2sympy2_extended import NormalizationConfig
+    from latex2sympy2_extended import NormalizationConfig, latex2sympy
+    from latex2sympy2_extended.latex2sympy2 import ConversionConfig
     from math_verify import grader
 
     from jaxrl_ml.rewards import closeness
     from jaxrl_ml.rewards.agreement import agree
 
-    # Only a text that is understood from end to end counts: no number picked out of it, no word taken for a unit.
-    normalization = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="last")
-    latex = math_verify.LatexExtractionConfig(boxed_match_priority=0, normalization_config=normalization)
-    # Their time-outs are signals for the main thread; the parent's deadline replaces them.
-    parse = functools.partial(math_verify.parse, extraction_config=[latex], fallback_mode="no_fallback", parsing_timeout=None)
-    verify = functools.partial(math_verify.verify, timeout_seconds=None)
+    # The parser is called without math-verify's search for an answer, which takes a part of what it cannot read whole.
+    normalization = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
+    conversion = ConversionConfig(lowercase_symbols=False)
     theirs = grader.sympy_numeric_eq
 
     def numeric_equal(gold: Any, answer: Any, float_rounding: int, numeric_precision: int) -> bool:
@@ -100,7 +97,13 @@ def _load() -> Callable[[str, str], bool]:
     grader.sympy_numeric_eq = numeric_equal  # theirs compares to six decimal places, whatever the size
 
     def equal(gold: str, answer: str) -> bool:
-        return bool(verify(parse(f"\\boxed{{{gold}}}"), parse(f"\\boxed{{{answer}}}")))
+        is_real = not any(map(grader.should_treat_as_complex, (gold, answer)))
+        try:
+            parsed = [latex2sympy(text, None, is_real, False, normalization, conversion) for text in (gold, answer)]
+        except Exception:  # the parser has no error of its own
+            return False
+        # Their time-outs are signals for the main thread; the parent's deadline replaces them.
+        return bool(math_verify.verify(*parsed, timeout_seconds=None))
 
     def is_right(gold: str, answer: str) -> bool:
         return agree(gold, answer, equal)

@@ -1,8 +1,8 @@
 r"""The words of an answer: tidy LaTeX in, its words and its mathematics apart out.
 
-A *word* stands in `\text{...}`, or is a bare run of letters that is no product of variables: four letters or more, letters that
-are not Latin, or a short word or unit that everybody writes (`km`, `odd`). Functions (`sqrt`, `lcm`) and commands are
-mathematics. Words are casefolded, and a plural `s` is dropped.
+A *word* stands in `\text{...}`, or is a bare run of letters that is no product of variables: four letters or more (three in a
+text of letters alone), letters that are not Latin, or a short word or unit that everybody writes (`km`, `odd`). Functions
+(`sqrt`, `lcm`) and commands are mathematics. Words are casefolded, and a plural `s` is dropped.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ _TOKEN = re.compile(
     | (?P<letters>{_LETTERS}(?:['-]{_LETTERS})*) | (?P<other>.)""",
     re.VERBOSE | re.DOTALL,
 )
+_ONLY_LETTERS = re.compile(r"[A-Za-z\s,.;'-]+")
 _IN_TEXT = re.compile(rf"{_LETTERS}(?:['-]{_LETTERS})*|.", re.DOTALL)
 _SI = frozenset("NJWVCTΩ")
 """Units of one letter that count in `\\text` alone."""
@@ -39,13 +40,14 @@ class Part(NamedTuple):
 def parts(text: str) -> list[Part]:
     """The words of a text and the mathematics between them, in order. White space and punctuation between words are dropped."""
     pieces: list[Part] = []
+    shortest = 3 if _ONLY_LETTERS.fullmatch(text) else 4
     for token in _TOKEN.finditer(text):
         if token["text"] is not None:
             runs = [run[0] for run in _IN_TEXT.finditer(token["text"])]
             count = sum(run[0].isalpha() for run in runs)
             pieces += [Part(_is_word_in_text(run, count), run) for run in runs]
         elif token["letters"] is not None:
-            pieces.append(Part(_is_bare_word(token["letters"]), token["letters"]))
+            pieces.append(Part(_is_bare_word(token["letters"], shortest), token["letters"]))
         else:
             pieces.append(Part(False, token[0]))
     merged: list[Part] = []
@@ -65,11 +67,13 @@ def _is_word_in_text(run: str, count: int) -> bool:
     return run[0].isalpha() and (len(run) > 1 or count > 1 or not run.isascii() or run in UNITS or run in _SI)
 
 
-def _is_bare_word(letters: str) -> bool:
+def _is_bare_word(letters: str, shortest: int) -> bool:
+    """Whether a run of letters outside of `\\text` is a word. ASCII ones are from `shortest` letters on, or where known."""
     folded = letters.casefold()
     if not letters.isascii():
         return len(letters) > 1 or not "\u0370" <= letters <= "\u03ff"  # a Greek letter alone is a symbol
-    return folded not in FUNCTIONS and (len(letters) >= 4 or folded in SHORT)
+    long = len(letters) >= 4 or (len(letters) >= shortest and not set(folded).isdisjoint("eiou"))  # abc is a product
+    return folded not in FUNCTIONS and (long or folded in SHORT)
 
 
 def _stem(word: str) -> str:
