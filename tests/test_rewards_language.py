@@ -270,6 +270,32 @@ def test_thinking_that_tells_no_language_abstains_and_is_not_compliant(thinking)
     np.testing.assert_allclose(scores.rewards, [1.2])
 
 
+GIBBERISH = {
+    "enum > " * 200: "en", "asdf qwer zxcv hjkl uiop ": "en", "return self value index config data batch": "en",
+    "的" * 80: "zh", "鑫龘靐齉爩麤灪厵纞虋鱻驫羴猋蟲淼焱垚" * 3: "zh", "Wert > " * 200: "de",
+    "lorem ipsum dolor sit amet consectetur adipiscing elit sed do eiusmod": "de",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["py3langid", "lingua"])
+def test_gibberish_abstains_and_earns_nothing_for_its_language(backend):
+    pytest.importorskip(backend)
+    texts = [completion(code, text) for text, code in GIBBERISH.items()] + [
+        completion("en", EN),
+        completion("en", "Wait. " + EN),
+    ]
+    scores = explang(Weights(compliance=0.5, diversity=0.5), backend=backend)(texts, [P] * len(texts))
+    assert detail(scores, "abstain") == [1] * len(GIBBERISH) + [0, 0]
+    assert detail(scores, "compliant") == detail(scores, "letters")[:-2] + [1, 1] == [0] * len(GIBBERISH) + [1, 1]
+    assert (scores.parts["diversity"][:-2] == 0).all() and (scores.parts["diversity"][-2:] > 0).all()
+
+
+def test_full_width_thinking_is_in_its_language():
+    wide = "".join(chr(ord(char) + 0xFEE0) if "!" <= char <= "~" else char for char in EN)
+    scores = explang()([completion("en", wide), completion("zh", wide)], [P] * 2)
+    assert detail(scores, "compliant") == [1, 0] and detail(scores, "abstain") == [0, 0]
+
+
 def test_only_the_thinking_is_judged():
     texts = [completion("zh", ZH, EN * 3), completion("zh", EN, ZH * 3), completion("zh", "", ZH)]
     scores = explang()(texts, [P] * 3)
