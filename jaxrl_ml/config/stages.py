@@ -151,7 +151,7 @@ class LossConfig:
     """Estimator of the KL loss. Its log-ratios, as those of the policy's loss, are cut at ±20, without gradient beyond."""
     kl_coef: float = 0.001
     reference: Literal["run", "rl", "stage"] = "stage"
-    """The KL's reference policy is the start of the run, of its first GRPO stage, or of the stage."""
+    """The KL's reference policy is the start of the run, of its first GRPO stage, or of the stage, as ExpLang's is."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus, which is aggregated over tokens as the policy's loss is."""
     importance_cap: float | None = None
