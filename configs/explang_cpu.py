@@ -44,8 +44,9 @@ into an unseen language both think in a seen one (compliance 5 to 11 %), at no l
 Budget, each of explang, own, controlled: 760 steps, 2.3M generated tokens, 1.46e13 FLOPs; naive 1.33e13. 11 to 19 minutes a run
 on one core, with other jobs beside it.
 
-Departures from the paper: tags are one token and constrained; the KL's reference is the start of the stage, not of all RL; a
-group is 16 samples, a step 32 prompts.
+Departures from the paper and its code: tags are one token and constrained; exploitation goes on with the optimiser's moments,
+where theirs starts with a new optimiser; a group is 16 samples, a step 32 prompts. The KL's reference is the start of
+exploitation, as in their code.
 """
 
 from __future__ import annotations

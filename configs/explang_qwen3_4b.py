@@ -11,8 +11,11 @@ Data:      open-r1/OpenR1-Math-220k from the hub, or a folder's parquet files
     controlled   LoRA cold start on English traces of the same problems, no tags, then as naive
 
 From the paper (arXiv 2602.21887): 256 prompts × 8, two updates a step, learning rate 1e-6, prompts to 2,048 and responses to
-4,096 tokens, 200 steps, temperature 1; LoRA r=8, alpha=16, 1e-4 cosine, 82 steps of 32 sequences. The KL's reference is
-the start of RL.
+4,096 tokens, 200 steps, temperature 1; LoRA r=8, alpha=16, 1e-4 cosine, 82 steps of 32 sequences.
+
+From the authors' code: exploitation is a run of its own. It starts from the weights at the end of exploration with a new
+optimiser, and these weights are the reference of its KL (`reference="stage"`). The two baselines have one stage of RL, whose
+reference is its start.
 """
 
 from __future__ import annotations
@@ -50,7 +53,7 @@ off = LanguageConfig()
 sampling = SamplingConfig(max_prompt_tokens=2048, max_completion_tokens=4096, prompts_per_chunk=64)
 answers = MathsReward(num_workers=8)
 loss = LossConfig()
-kl = LossConfig(kl="k3", kl_coef=0.001, reference="rl")
+kl = LossConfig(kl="k3", kl_coef=0.001, reference="stage")
 
 
 def cold_start(traces: str) -> SFTStage:
@@ -79,7 +82,6 @@ def reinforced(name: str, num_steps: int, loss: LossConfig, reward: Any, languag
         sampling=sampling,
         language=language,
         loss=loss,
-        keep_optimizer=name == "exploitation",
     )
 
 

@@ -16,7 +16,7 @@ from jaxrl_ml.config import ComputeConfig, LossConfig
 from jaxrl_ml.models.attention import MASKED
 from jaxrl_ml.models.layers import Constrain, unconstrained
 
-MAX_LOG_RATIO = 20.0  # exp of more is meaningless and would overflow sums
+MAX_LOG_RATIO = 20.0  # of log-ratios, either way: exp of more is meaningless and would overflow sums
 
 
 class Slicing(NamedTuple):
@@ -159,8 +159,12 @@ def aggregation_weights(mask: jax.Array, kind: str, max_width: int) -> jax.Array
     """Weights f32 [B, C] under which sum(weights · loss) is the aggregate over the tokens of `mask` bool [B, C].
 
     - token: mean over all tokens (DAPO, arXiv 2503.14476).
-    - sequence: mean over rows of the rows' means (GRPO, arXiv 2402.03300, eq. 3); rows without tokens do not count.
+    - sequence: mean over rows of the rows' means (GRPO, arXiv 2402.03300, eq. 3).
     - constant: sum over tokens / (rows · max_width), so that no length is favoured (Dr. GRPO, arXiv 2503.20783).
+
+    Rows without a token in the mask, such as those that a filter leaves out, are not counted among the rows, also by constant:
+    leaving rows out makes the weights of the remaining rows larger. The policy's loss, the KL and the entropy bonus of a token
+    have the same weight (`update.grpo_loss`).
     """
     mask = mask.astype(jnp.float32)
     match kind:
@@ -203,6 +207,12 @@ def policy_loss(
       −c·A (Ye et al., arXiv 1912.09729, eq. 5).
     - cispo: −stop_gradient(clip(r, 1 − low, 1 + high))·A·logprobs (MiniMax-M1, arXiv 2506.13585, eq. 4).
 
+    log r is cut at ±20: r lies between exp(−20) and exp(20), and beyond them the loss of clip has no gradient. That of cispo
+    has, as the gradient does not go through r.
+
+    A cap c below 1 + high acts inside the trust region, too: where A < 0 and c < r < 1 + high the loss is −c·A and has no
+    gradient. TRL's `delta` leaves that region alone, as it caps r only in the unclipped term.
+
     tag bool [B, C]: tokens that are an action of their own, and with ratio=sequence have a ratio of their own.
     """
     log_ratio = jnp.where(mask, logprobs - old_logprobs, 0.0)
@@ -231,8 +241,9 @@ def _row_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
 def kl_estimate(logprobs: jax.Array, ref_logprobs: jax.Array, kind: str) -> jax.Array:
     """Per-token estimate f32 [B, C] of KL(policy‖reference) on the policy's own samples (Schulman 2020, "Approximating KL").
 
-    With d = ref_logprobs − logprobs: k1 = −d, k2 = d²/2, k3 = exp(d) − d − 1; |d| is cut at 20. As an on-policy loss k1 has no
-    gradient in expectation, k2 has that of KL(policy‖reference), k3 that of KL(reference‖policy).
+    With d = ref_logprobs − logprobs: k1 = −d, k2 = d²/2, k3 = exp(d) − d − 1. d is cut at ±20, and there is no gradient beyond:
+    a token that is 20 nats from the reference is not drawn back to it. As an on-policy loss k1 has no gradient in expectation,
+    k2 has that of KL(policy‖reference), k3 that of KL(reference‖policy).
     """
     d = jnp.clip(ref_logprobs - logprobs, -MAX_LOG_RATIO, MAX_LOG_RATIO)
     match kind:
@@ -248,7 +259,8 @@ def kl_estimate(logprobs: jax.Array, ref_logprobs: jax.Array, kind: str) -> jax.
 def importance_weights(old_logprobs: jax.Array, sampler_logprobs: jax.Array, cap: float) -> jax.Array:
     """Truncated importance weights f32 [B, C]: min(exp(trainer's old log-prob − sampler's), cap), without gradient.
 
-    They correct for a sampler whose arithmetic differs from the trainer's (Yao et al. 2025, "truncated importance sampling").
+    The difference is cut at ±20, so a weight lies between exp(−20) and exp(20). They correct for a sampler whose arithmetic
+    differs from the trainer's (Yao et al. 2025, "truncated importance sampling").
     """
     difference = jnp.clip(old_logprobs - sampler_logprobs, -MAX_LOG_RATIO, MAX_LOG_RATIO)
     return jax.lax.stop_gradient(jnp.minimum(jnp.exp(difference), cap))

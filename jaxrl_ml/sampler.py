@@ -85,8 +85,11 @@ def prefill_prompts(model: Transformer, params: Params, prompts: Prompts) -> Pro
 
 
 def truncate(logits: jax.Array, settings: Settings) -> jax.Array:
-    """Sets the logits [B, V] outside top-k, then top-p, then min-p to −1e30, with Hugging Face's order and tie rules.
+    """Sets the logits [B, V] outside top-k, then top-p, then min-p to −1e30: the order of Hugging Face's processors.
 
+    Equal logits are kept or dropped together, by each of the three. So it is in Hugging Face for top-k, which keeps all logits
+    that equal the k-th, and for min-p. There top-p differs: of equal logits at the edge of the nucleus it keeps only as many as
+    reach the mass, whichever its sort puts first; here all of them stay, so that the result does not depend on a sort.
     Nucleus sampling: arXiv 1904.09751; min-p: arXiv 2407.01082.
     """
     V = logits.shape[-1]

@@ -146,8 +146,10 @@ def grpo_loss(
 ) -> tuple[jax.Array, Metrics]:
     """The weighted sum of per-token losses of a (micro)batch, and sums of its per-token statistics, of the KL by language too.
 
-    With language values, also −Σ_l π(l)·Â(l) of every prompt, weighted as its rows' choices: the all-action loss of the tags
-    (`credit.py`, iii).
+    A token's loss is the policy's, times its importance weight, plus kl_coef · KL, minus entropy_coef · entropy. So KL and
+    entropy bonus are aggregated as the policy's loss is, by `weights` f32 [B, C]: with aggregation=token a mean over tokens,
+    otherwise over rows. With language values, also −Σ_l π(l)·Â(l) of every prompt, weighted as its rows' choices: the
+    all-action loss of the tags (`credit.py`, iii).
     """
     prompts, rollouts = batch.rollout.prompts, [batch.rollout]
     if batch.language_values is not None:

@@ -187,6 +187,8 @@ def test_arms_differ_in_what_the_study_is_about_and_nothing_else(name: str) -> N
     explore, exploit = rl["explang"]
     assert explore.num_steps * 3 == exploit.num_steps
     assert (explore.loss.kl, exploit.loss.kl, exploit.loss.kl_coef) == ("none", "k3", 0.001)
+    assert arms["explang"].reference_stage(exploit) is exploit, "the authors' KL reference is the start of exploitation"
+    assert exploit.keep_optimizer == (name == "explang_cpu")  # theirs starts afresh; the docstring of explang_cpu says so
     for shared, own in zip(rl["explang"], rl["own"], strict=True):
         differing = first_difference(resolved(shared), resolved(own))
         assert differing == ("loss.language", "shared", "own")

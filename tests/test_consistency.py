@@ -37,6 +37,8 @@ ASKED = {code: Example(f"{code}-1", f"t/{code}", language=code) for code in ("en
         ("", "en", 0, 0, 0, 0, 1),
         (f"<think>{EN}</think>5</think>", "en", 0, 1, 1, 0, 0),
         ("<think>" + "9" * 100_000, "en", 0, 0, 0, 0, 1),
+        (f"<think>{'enum > ' * 200}</think>5", "en", 1, 1, 0, 0, 1),
+        (f"<think>{'Wert ' * 200}</think>5", "de", 1, 1, 0, 0, 1),
     ],
 )
 def test_parts_by_hand(text, language, accuracy, closed, consistent, off, abstain) -> None:

@@ -209,6 +209,104 @@ def test_ways_to_write_a_letter_do_not_matter(detector):
         assert not found.switched.any(), code
 
 
+# Normalising
+
+HALF_WIDTH = {unicodedata.normalize("NFKC", chr(code)): chr(code) for code in range(0xFF9D, 0xFF60, -1)} | {
+    "\u3099": "\uff9e", "\u309a": "\uff9f", "\u3000": " ",
+}  # fmt: skip
+PRESENTATION = {unicodedata.normalize("NFKC", chr(code)): chr(code) for code in range(0xFE8D, 0xFEF5)}
+KATAKANA = "マズ フタツノ カズヲ タシテカラ、ソノ ケッカカラ イチバン チイサイ カズヲ ヒキマス。"
+
+
+def full_width(text: str) -> str:
+    return "".join(chr(ord(char) + 0xFEE0) if "!" <= char <= "~" else char.replace(" ", "\u3000") for char in text)
+
+
+def half_width(text: str) -> str:
+    return "".join(HALF_WIDTH.get(char, char) for char in unicodedata.normalize("NFD", text))
+
+
+def presented(text: str) -> str:
+    return "".join(PRESENTATION.get(char, char) for char in text)
+
+
+@pytest.mark.parametrize("name", ["py3langid", "lingua"])
+def test_width_and_composition_do_not_matter(name):
+    detector = backend(name)
+    texts = [
+        *((code, full_width(SENTENCES[code])) for code in ("en", "de", "es", "fr", "it", "pt", "id", "ro", "sw")),
+        *((code, unicodedata.normalize("NFD", SENTENCES[code])) for code in LANGUAGES),
+        *((code, unicodedata.normalize("NFKD", SENTENCES[code])) for code in LANGUAGES),
+        ("ja", half_width(KATAKANA)), ("ja", half_width("コンピューターとインターネット").replace("と", "ト")),
+        ("ja", half_width("ニホンゴデカキマシタ")), ("ar", presented(SENTENCES["ar"])),
+        ("zh", SENTENCES["zh"].replace("数", "\uf969")), ("ko", SENTENCES["ko"].replace("다", "\uffa7\uffc2")),
+        ("en", "The oﬃcer ﬁnds the ﬂoor, and then he oﬀers it to us."),
+    ]  # fmt: skip
+    found, plain = (detector(rows) for rows in ([text for _, text in texts], [SENTENCES[code] for code, _ in texts]))
+    assert found.code.tolist() == [code for code, _ in texts]
+    assert not found.switched.any()
+    counted = 9 + 2 * len(LANGUAGES)  # the sentences that are only spelt in another way have as many letters
+    assert found.letters.tolist()[:counted] == plain.letters.tolist()[:counted]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "𝐀𝐛𝐜𝐝 𝑥𝑦𝑧𝑤 𝓗𝓮𝓵𝓵𝓸 𝒘𝒐𝒓𝒍𝒅 ℝℂℕℤℍ ℓℓℓℓ №№№№ ℃℃℃℃ 𞸀𞸁𞸂𞸃", "ⅧⅦⅢ Ⅷ ⅷⅷⅷⅷ", "Ⓗⓔⓛⓛⓞ ⓦⓞⓡⓛⓓ ⒜⒝⒞⒟ 🄰🄱🄲🄳",
+        "㎞㎡㎏㎐ ㌔㍍㌘㍿㍻ ㊀㊁㊂", "1² + 2³ = ½ ∑ ①②③ ⅓", "ﷺ" * 40, "´´´´ ¨¨¨¨ ¯¯¯¯ ゛゛゛゛", "１２３ ＋ ４５ ＝ １６８",
+        full_width("<think> `return the value of it` $total words here$ </think>"),
+        full_width("\\[ the words of a formula \\] \\begin{aligned} \\frac"), "x² + aⁿ = bₙ",
+    ],
+)  # fmt: skip
+def test_symbols_do_not_become_words(text):
+    assert not any(map(str.isalpha, "".join(detect._pieces(detect.normalise(text), 4)))), detect._pieces(
+        detect.normalise(text), 4
+    )
+    assert Detector(LANGUAGES)([text]).code == [""]
+    sentence = SENTENCES["de"]
+    found, plain = Detector(LANGUAGES)([f"{sentence}\n{text}"]), Detector(LANGUAGES)([sentence])
+    assert found.code == ["de"] and found.letters == plain.letters and found.switched == [0]
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("Ｏｎｅ ｉｓ．　Ｔｗｏ ｉｓ！Ｓｏ ｉｔ ｉｓ？Ｎｏ", ["One is", "Two is", "So it is", "No"]),
+        ("それは｡これは", ["それは", "これは"]),
+        ("Nun…dann‥so...dies 3.5 oder", ["Nun", "dann so", "dies oder"]),
+        ("เรานํามา น้ํา", ["เรานำมา น้ำ"]),
+        ("ﬁnd Ａ and Ｂ", ["find and"]),
+        ("ﾊﾟﾝﾀﾞ ｶﾞ", ["パンダ ガ"]),
+        ("각각", ["각각"]),
+    ],
+)
+def test_pieces_of_normalised_text(text, pieces):
+    assert detect._pieces(detect.normalise(text), 1) == pieces
+
+
+def test_normalising_changes_only_what_is_compatible():
+    plain = [text for code, text in (SENTENCES | OTHERS).items() if code not in ("zh", "ja")]  # these have full-width commas
+    plain += ["x" * 100, "", "\ud800 a", "$5 & <b>"]
+    assert [detect.normalise(text) for text in plain] == [unicodedata.normalize("NFC", text) for text in plain]
+    for text in ("Ａ１　ﾊﾟ ﬁ ½ 각", "é"):
+        assert detect.normalise(text) == unicodedata.normalize("NFKC", text)
+        assert detect.normalise(detect.normalise(text)) == detect.normalise(text)
+    assert detect.normalise("ＡⅧＢ") == "A B" and detect.normalise("𝑥") == " "
+
+
+@pytest.mark.parametrize("char", ["ﷺ", "ﷻ", "ﯹ", "ﬃ", "㍿", "Ａ", "ｶ", "\u0344", "각"[0]])
+def test_what_grows_when_normalised_is_bounded(monkeypatch, char):
+    recorder = Recorder(monkeypatch)
+    lines = []
+    for chars in (MAX_CHARS, 50 * MAX_CHARS):
+        recorder.seen.clear()
+        text = f"{char * 7} " * (chars // 8)
+        lines.append(lines_run(partial(Detector(LANGUAGES), [text])))
+        assert sum(map(len, recorder.seen)) <= MAX_CHARS
+    assert len(detect.normalise(char * 1000)) <= 4 * 1000
+    assert lines[1] <= 1.2 * lines[0] + 300
+
+
 # Code-switching
 
 

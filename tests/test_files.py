@@ -158,6 +158,126 @@ def test_a_missing_column_lists_those_there(tmp_path):
                 look_up(read(path)[0])
 
 
+NESTED = [
+    {
+        "prompt": [{"role": "system", "content": "Be brief. "}, {"role": "user", "content": " How many?\n"}],
+        "reward_model": {"style": "rule", "ground_truth": "72", "more": {"list": [7], "b.c": "dotted"}},
+        "a.b": "own name",
+        "a": {"b": "field"},
+        "extra_info": {"index": 5},
+    },
+    {
+        "prompt": [{"role": "user", "content": "Why?"}],
+        "reward_model": {"style": None, "ground_truth": None, "more": None},
+        "a.b": None,
+        "a": None,
+        "extra_info": {"index": 6},
+    },
+]
+
+
+def nested_tables(folder, monkeypatch, rows=NESTED, **options):
+    """The rows as every format that can hold objects, and as a hub data set."""
+    import datasets
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "a.parquet")
+    paths = [write(folder, "a.jsonl", "\n".join(map(json.dumps, rows))), write(folder, "a.json", json.dumps(rows))]
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: datasets.Dataset.from_list(rows))
+    return [read(path, **options)[0] for path in (*paths, folder / "a.parquet", "owner/name")]
+
+
+def test_dots_name_fields_of_objects(tmp_path, monkeypatch):
+    for table in nested_tables(tmp_path, monkeypatch):
+        first, second = table
+        assert first.text("reward_model.ground_truth") == "72" and first.scalar("extra_info.index") == "5"
+        assert first.value("reward_model.more.list") == [7]
+        assert first.text("reward_model.more.b.c") == "dotted"
+        assert first.value("a.b") == "own name" and first.value("a") == {"b": "field"}
+        assert second.value("reward_model.more.b.c") is None and second.is_blank("reward_model.ground_truth")
+        assert table.column("reward_model.ground_truth") == ["72", None]
+        assert table.column("a.b") == ["own name", None] and table.column("extra_info.index") == [5, 6]
+        with pytest.raises(UserError, match=r"(row|line) 2: reward_model\.ground_truth is empty; fill it"):
+            second.text("reward_model.ground_truth")
+
+
+def test_a_wanted_field_keeps_its_column(tmp_path, monkeypatch):
+    wanted = ["reward_model.more.b.c", "extra_info.index", "extra_info.absent", "a.b", "absent.field"]
+    for table in nested_tables(tmp_path, monkeypatch, columns=wanted)[2:]:
+        assert table.rows.column_names == ["reward_model", "extra_info", "a.b"]
+        assert table[0].value("reward_model.more.b.c") == "dotted"
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (
+            "reward_model.answer",
+            "no column 'reward_model.answer', reward_model has style, ground_truth, more; name one of them",
+        ),
+        ("reward_model.more.b", r"no column 'reward_model.more.b', reward_model.more has list, b.c; "),
+        ("reward.ground_truth", "no column 'reward.ground_truth', it has prompt, reward_model, a.b, a, extra_info; "),
+        ("a.b.c", "a.b='own name' is no object with a field 'c'; name another column"),
+        ("prompt.role", r"prompt=\[.*\.\.\. is no object with a field 'role'; "),
+        (".", "no column '.', it has"),
+        ("reward_model.", "no column 'reward_model.', reward_model has style, ground_truth, more; "),
+        ("", "no column ''"),
+    ],
+)
+def test_a_missing_field_names_those_there(tmp_path, monkeypatch, column, message):
+    for table in nested_tables(tmp_path, monkeypatch):
+        for look_up in (lambda table: table[0].value(column), lambda table: table.column(column)):
+            with pytest.raises(UserError, match=message) as error:
+                look_up(table)
+            assert str(error.value).startswith(table.name) and "\n" not in str(error.value)
+
+
+def test_messages_are_kept_as_they_are(tmp_path, monkeypatch):
+    for table in nested_tables(tmp_path, monkeypatch):
+        assert table[0].messages("prompt") == NESTED[0]["prompt"]
+        assert table[1].messages("prompt") == NESTED[1]["prompt"]
+
+
+USER = {"role": "user", "content": "Why?"}
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([], r"q=\[\] must be text or a list of messages with role and content"),
+        ("Why?", "q='Why\\?' must be text or a list of messages"),
+        (None, "q=None must be text or a list of messages"),
+        ({"role": "user", "content": "Why?"}, "q={.* must be text or a list of messages"),
+        (["Why?"], r"q=\['Why\?'\] must be text or a list of messages with role and content"),
+        ([USER, {"role": "user"}], r"q\[1\]={'role': 'user'} must have role and content"),
+        ([{"role": "human", "content": "Why?"}], r"q\[0\] has role='human'; it must be one of system, user, assistant"),
+        ([{"role": None, "content": "Why?"}], r"q\[0\] has role=None; "),
+        ([{"role": ["user"], "content": "Why?"}], r"q\[0\] has role=\['user'\]; "),
+        ([{"role": "user", "content": [{"type": "text", "text": "Why?"}]}], r"q\[0\].content=\[.* must be text"),
+        ([{"role": "user", "content": None}], r"q\[0\].content is empty; fill it"),
+        ([{"role": "system", "content": " "}, USER], r"q\[0\].content is empty"),
+        ([{"role": "user", "content": "cut \ud83d"}], r"q\[0\].content has half of a character"),
+        ([USER | {"tool_calls": [1]}], r"q\[0\] has 'tool_calls'; a message of a prompt has role and content only"),
+        (
+            [USER, {"role": "assistant", "content": "So."}],
+            "last message of q has role 'assistant'; a prompt must end with the user",
+        ),
+        ([{"role": "system", "content": "Be brief."}], "last message of q has role 'system'"),
+    ],
+)
+def test_messages_are_checked(tmp_path, value, message):
+    row = read(write(tmp_path, "a.jsonl", "\n" + json.dumps({"q": value})))[0][0]
+    with pytest.raises(UserError, match=f"a.jsonl, line 2: .*{message}") as error:
+        row.messages("q")
+    assert "\n" not in str(error.value)
+
+
+def test_a_key_that_arrow_filled_with_null_is_no_part_of_a_message(tmp_path):
+    (row,) = read(write(tmp_path, "a.json", json.dumps([{"q": [USER | {"tool_calls": None}]}])))[0]
+    assert row.messages("q") == [USER]
+
+
 def test_rows_that_are_no_objects_and_ids_used_twice(tmp_path):
     with pytest.raises(UserError, match="line 2: holds a int; give an object"):
         list(read(write(tmp_path, "a.jsonl", "{}\n5\n"))[0])

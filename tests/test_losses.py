@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +52,68 @@ def test_dual_clip_bounds_only_negative_advantages():
     loss, _, grads = run(LossConfig(**BOUNDS, dual_clip=1.2))
     np.testing.assert_allclose(loss, [[-1.3, -1.1, -0.5], [2.4, 1.8, 1.6]], rtol=1e-5)
     np.testing.assert_allclose(grads, [[0, -1.1, -0.5], [0, 1.8, 0]], rtol=1e-5)
+
+
+def trl_delta(ratio: np.ndarray, advantages: np.ndarray, low: float, high: float, delta: float) -> np.ndarray:
+    """TRL's two-sided clipping: `delta` caps the ratio in the unclipped term only."""
+    clipped = np.clip(ratio, 1 - low, 1 + high)
+    return -np.minimum(np.minimum(ratio, delta) * advantages, clipped * advantages)
+
+
+def test_a_dual_clip_inside_the_trust_region_acts_there_which_trls_does_not():
+    """r = 1.2 is inside 1 ± 0.3, above c = 1.1; the advantage is −2."""
+    config = LossConfig(clip_low=0.3, clip_high=0.3, dual_clip=1.1)
+    logprobs, old, advantages = np.log([[1.2, 1.05, 1.6]]), np.zeros((1, 3)), np.full((1, 3), -2.0)
+
+    def total(x):
+        loss, _ = policy_loss(x, jnp.float32(old), jnp.float32(advantages), jnp.ones((1, 3), bool), config)
+        return loss.sum(), loss
+
+    grads, loss = jax.grad(total, has_aux=True)(jnp.float32(logprobs))
+    np.testing.assert_allclose(loss, [[2.2, 2.1, 2.2]], rtol=1e-5)
+    np.testing.assert_allclose(grads, [[0, 2.1, 0]], rtol=1e-5)
+    np.testing.assert_allclose(trl_delta(np.exp(logprobs), advantages, 0.3, 0.3, 1.1), [[2.4, 2.1, 2.6]], rtol=1e-5)
+    for wide in (1.3, 3.0):  # from 1 + high on the two agree
+        loss, _ = policy_loss(
+            jnp.float32(logprobs),
+            jnp.float32(old),
+            jnp.float32(advantages),
+            jnp.ones((1, 3), bool),
+            replace(config, dual_clip=wide),
+        )
+        np.testing.assert_allclose(loss, trl_delta(np.exp(logprobs), advantages, 0.3, 0.3, wide), rtol=1e-5)
+
+
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
+def test_log_ratios_are_cut_and_have_no_gradient_beyond(ratio):
+    """The sign of the advantage is such that clipping to 1 ± 0.2 does not bind; the last row is just within the cut."""
+    logprobs = jnp.array([[25.0, 25.0], [-25.0, -25.0], [19.0, 19.0], [-19.0, -19.0]])
+    advantages = jnp.array([[-1.0], [1.0], [-1.0], [1.0]]) * jnp.ones((4, 2))
+    mask = jnp.ones((4, 2), bool)
+
+    def total(x, config):
+        loss, stats = policy_loss(x, jnp.zeros((4, 2)), advantages, mask, config)
+        return loss.sum(), (loss, stats)
+
+    grads, (loss, stats) = jax.grad(total, has_aux=True)(logprobs, LossConfig(ratio=ratio))
+    expected = np.exp([[20.0], [-20.0], [19.0], [-19.0]]) * np.ones((4, 2))
+    np.testing.assert_allclose(stats["policy/ratio"], expected, rtol=1e-5)
+    np.testing.assert_allclose(loss, -expected * advantages, rtol=1e-5)
+    np.testing.assert_array_equal(grads[:2], np.zeros((2, 2)))
+    assert (np.abs(grads[2:]) > 0).all()
+    cispo, _ = jax.grad(total, has_aux=True)(logprobs, LossConfig(ratio=ratio, objective="cispo"))
+    np.testing.assert_allclose(cispo, -np.array([[1.2], [0.8], [1.2], [0.8]]) * advantages, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"), [("k1", [20, -20]), ("k2", [200, 200]), ("k3", [np.exp(-20) + 19, np.exp(20) - 21])]
+)
+def test_kl_estimates_are_cut_and_have_no_gradient_beyond(kind, values):
+    logprobs, ref = jnp.array([25.0, -25.0]), jnp.zeros(2)
+    np.testing.assert_allclose(kl_estimate(logprobs, ref, kind), values, rtol=1e-5)
+    slope = jax.grad(lambda x: kl_estimate(x, ref, kind).sum())
+    np.testing.assert_array_equal(slope(logprobs), [0, 0])
+    assert (np.abs(slope(logprobs * 0.76)) > 0).all()
 
 
 def test_cispo_keeps_the_gradient_of_clipped_tokens():
@@ -142,6 +205,19 @@ def test_importance_weights_are_capped_and_carry_no_gradient():
     old, sampled = jnp.log(jnp.array([[0.2, 0.5, 0.9]])), jnp.log(jnp.array([[0.4, 0.5, 0.1]]))
     np.testing.assert_allclose(importance_weights(old, sampled, 2.0), [[0.5, 1.0, 2.0]], rtol=1e-5)
     np.testing.assert_array_equal(jax.grad(lambda x: importance_weights(x, sampled, 2.0).sum())(old), np.zeros((1, 3)))
+
+
+def test_importance_weights_are_cut_at_exp_20():
+    found = importance_weights(jnp.array([25.0, -25.0]), jnp.zeros(2), np.inf)
+    np.testing.assert_allclose(found, np.exp([20.0, -20.0]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["sequence", "constant"])
+def test_rows_without_tokens_are_not_counted(kind):
+    full, rows = np.ones((2, 3), bool), np.zeros((2, 3), bool)
+    with_empty = aggregation_weights(jnp.asarray(np.concatenate([full, rows])), kind, 3)
+    np.testing.assert_allclose(with_empty[:2], aggregation_weights(jnp.asarray(full), kind, 3), rtol=1e-6)
+    np.testing.assert_array_equal(with_empty[2:], rows)
 
 
 def dense(hidden, head, targets, temperature, support=None):

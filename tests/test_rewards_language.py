@@ -147,6 +147,46 @@ def test_a_forced_language_is_the_one_allowed(mode, tagged):
     assert detail(scores, "tagged") == tagged == detail(scores, "compliant")
 
 
+BOTH = Weights(format=1, compliance=0, answer=0, diversity=1, group_pass=1)
+
+
+def test_the_rarest_language_need_have_no_compliant_completion():
+    """Three times English and once German that is not compliant: theirs would take k_min = 3 from English alone."""
+    scores = explang(BOTH)([completion("en", EN)] * 3 + [completion("de", EN)], [P] * 4)
+    np.testing.assert_allclose(scores.parts["diversity"], [1 / 3, 1 / 3, 1 / 3, 0], rtol=1e-6)
+
+
+def test_a_step_without_a_compliant_completion_has_no_diversity_and_is_finite():
+    """Theirs is NaN."""
+    texts = [completion("en", DE), completion("de", EN), completion("zh", ""), "5"]
+    scores = explang(BOTH)(texts, [P] * 4)
+    assert scores.parts["diversity"].tolist() == [0] * 4 and np.isfinite(scores.rewards).all()
+    again = explang(BOTH).over_step(scores)
+    assert again.parts["diversity"].tolist() == [0] * 4 and np.isfinite(again.rewards).all()
+    assert explang(BOTH)([], []).rewards.shape == (0,)
+
+
+def test_completions_without_a_tag_are_no_group():
+    """In theirs the right one would pass for all of them."""
+    scores = explang(BOTH)(["5", "6", f"<think>{EN}</think>6", completion("en", EN, "6")], [P] * 4)
+    assert scores.correct.tolist() == [True, False, False, False]
+    assert scores.parts["group_pass"].tolist() == [0] * 4 and scores.parts["diversity"].tolist() == [0, 0, 0, 1]
+
+
+@pytest.mark.parametrize("code", ["xx", "sw", "", "English", "EN", "en de", "🙂"])
+def test_only_the_tag_of_an_allowed_language_earns_the_format_term(code):
+    """In theirs any text between the marks does."""
+    scores = explang(BOTH)([completion(code, EN), completion("en", EN)], [P] * 2)
+    assert scores.parts["format"].tolist() == [0, 1] and detail(scores, "tagged") == [0, 1]
+
+
+@pytest.mark.parametrize("before", [" ", "\n", "Okay. ", "5 ", f"<think>{EN}</think>5\n", "\ufeff", "\u200f"])
+def test_a_tag_counts_at_the_start_only(before):
+    """In theirs it counts anywhere."""
+    scores = explang(BOTH)([before + completion("en", EN), completion("en", EN)], [P] * 2)
+    assert detail(scores, "tagged") == [0, 1] and scores.rewards.tolist() == [0, 3]
+
+
 def test_one_language_has_the_whole_bonus_and_all_wrong_passes_nothing():
     scores = explang(Weights(diversity=1, group_pass=1))([completion("zh", ZH, "6")] * 5, [P] * 5)
     assert scores.parts["diversity"].tolist() == [1] * 5 and scores.parts["group_pass"].tolist() == [0] * 5
@@ -268,6 +308,32 @@ def test_thinking_that_tells_no_language_abstains_and_is_not_compliant(thinking)
     assert (detail(scores, "abstain"), detail(scores, "compliant"), detail(scores, "letters")) == ([1], [0], [0])
     assert scores.parts["compliance"] == scores.parts["diversity"] == 0
     np.testing.assert_allclose(scores.rewards, [1.2])
+
+
+GIBBERISH = {
+    "enum > " * 200: "en", "asdf qwer zxcv hjkl uiop ": "en", "return self value index config data batch": "en",
+    "的" * 80: "zh", "鑫龘靐齉爩麤灪厵纞虋鱻驫羴猋蟲淼焱垚" * 3: "zh", "Wert > " * 200: "de",
+    "lorem ipsum dolor sit amet consectetur adipiscing elit sed do eiusmod": "de",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["py3langid", "lingua"])
+def test_gibberish_abstains_and_earns_nothing_for_its_language(backend):
+    pytest.importorskip(backend)
+    texts = [completion(code, text) for text, code in GIBBERISH.items()] + [
+        completion("en", EN),
+        completion("en", "Wait. " + EN),
+    ]
+    scores = explang(Weights(compliance=0.5, diversity=0.5), backend=backend)(texts, [P] * len(texts))
+    assert detail(scores, "abstain") == [1] * len(GIBBERISH) + [0, 0]
+    assert detail(scores, "compliant") == detail(scores, "letters")[:-2] + [1, 1] == [0] * len(GIBBERISH) + [1, 1]
+    assert (scores.parts["diversity"][:-2] == 0).all() and (scores.parts["diversity"][-2:] > 0).all()
+
+
+def test_full_width_thinking_is_in_its_language():
+    wide = "".join(chr(ord(char) + 0xFEE0) if "!" <= char <= "~" else char for char in EN)
+    scores = explang()([completion("en", wide), completion("zh", wide)], [P] * 2)
+    assert detail(scores, "compliant") == [1, 0] and detail(scores, "abstain") == [0, 0]
 
 
 def test_only_the_thinking_is_judged():

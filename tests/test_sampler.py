@@ -356,6 +356,34 @@ def test_ties_with_the_kth_logit_stay_as_in_hugging_face():
     np.testing.assert_array_equal(sampler.truncate(logits, sampler.settings_of(both))[0] > MASKED, [1, 1, 1, 1, 0, 1])
 
 
+@pytest.mark.parametrize(
+    ("sampling", "kept", "theirs"),
+    [
+        ({"top_k": 2}, [1, 1, 1, 1], 4),  # the logits that equal the second stay
+        ({"top_k": 1}, [1, 0, 0, 0], 1),
+        ({"min_p": 0.5}, [1, 1, 1, 1], 4),
+        ({"min_p": 0.625}, [1, 0, 0, 0], 1),
+        ({"top_p": 0.3}, [1, 0, 0, 0], 1),
+        ({"top_p": 0.5}, [1, 1, 1, 1], 2),  # the whole tie, where Hugging Face keeps one of three
+        ({"top_p": 0.7}, [1, 1, 1, 1], 3),
+        ({"top_p": 0.5, "top_k": 3}, [1, 1, 1, 1], 2),
+        ({"top_p": 0.5, "min_p": 0.5}, [1, 1, 1, 1], 2),
+    ],
+)
+def test_ties_stay_together_which_in_hugging_face_top_p_divides(sampling, kept, theirs):
+    torch = pytest.importorskip("torch")
+    from transformers.generation import logits_process as hf
+
+    logits = np.array([[1.0, 0.0, 0.0, 0.0]], np.float32) * np.float32(np.log(2))  # 40 %, and three times 20 %
+    settings = sampler.settings_of(SamplingConfig(**sampling))
+    np.testing.assert_array_equal(sampler.truncate(jnp.asarray(logits), settings)[0] > MASKED, kept)
+    scores = torch.from_numpy(logits.copy())
+    makers = {"top_k": hf.TopKLogitsWarper, "top_p": hf.TopPLogitsWarper, "min_p": hf.MinPLogitsWarper}
+    for name, make in makers.items():
+        scores = make(sampling[name])(None, scores) if name in sampling else scores
+    assert int(torch.isfinite(scores).sum()) == theirs
+
+
 def test_huge_logits_draw_and_score_finitely():
     logits = jnp.array([[1e30, -1e30, 0.0, 1e4]])
     keys = jax.random.split(jax.random.key(0), 1)

@@ -239,6 +239,91 @@ PARALLEL = {
 }
 
 
+VERL = [
+    {
+        "data_source": "openai/gsm8k",
+        "prompt": [
+            {"role": "system", "content": "You reason."},
+            {"role": "user", "content": "How many clips in all? Let's think step by step. "},
+        ],
+        "ability": "math",
+        "reward_model": {"style": "rule", "ground_truth": "72"},
+        "extra_info": {"split": "train", "index": index, "answer": "24 + 48 = 72\n#### 72", "question": "How many?"},
+    }
+    for index in (3, 4)
+]
+VERL_COLUMNS = {"question": "prompt", "answer": "reward_model.ground_truth", "id": "extra_info.index"}
+
+
+@pytest.mark.parametrize("write", [jsonl, parquet])
+def test_rows_made_for_verl(tmp_path, write):
+    first, second = maths.from_columns(write(tmp_path, VERL), "gsm8k", **VERL_COLUMNS, solution="extra_info.answer")
+    messages = VERL[0]["prompt"]
+    fields = {"question": "How many clips in all? Let's think step by step.", "problem_id": "3", "prompt": messages}
+    assert first == Example("3", "gsm8k", fields | {"solution": VERL[0]["extra_info"]["answer"]}, "72")
+    assert (second.id, second.answer) == ("4", "72")
+    assert boxed(first) == [{"role": "user", "content": f"{fields['question']}\n\n{INSTRUCTIONS['en']}"}]
+    assert plain(first).startswith("Question: How many clips")
+    assert MathsReward()(["\\boxed{72}", "\\boxed{71}"], [first, second]).correct.tolist() == [True, False]
+
+
+def test_verl_rows_of_the_hub(monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: datasets.Dataset.from_list(VERL))
+    (first, _) = maths.from_columns("owner/name", "t", **VERL_COLUMNS)
+    assert first.fields["prompt"] == VERL[0]["prompt"] and (first.id, first.answer) == ("3", "72")
+
+
+def test_messages_become_the_prompt_of_a_run_without_a_format(tmp_path):
+    from jaxrl_ml.data import PromptRenderer
+
+    class Recorder:
+        def encode_prompts(self, prompts):
+            self.prompts = prompts
+            return [[1]] * len(prompts)
+
+    task = maths.from_columns(jsonl(tmp_path, VERL), "t", **VERL_COLUMNS)
+    for prompt_format, expected in ((None, VERL[0]["prompt"]), (boxed, boxed(task[0])), (plain, plain(task[0]))):
+        recorder = Recorder()
+        PromptRenderer(recorder, prompt_format)(task)
+        assert recorder.prompts[0] == expected
+
+
+def test_messages_with_choices_need_a_format(tmp_path):
+    rows = [VERL[0] | {"wrong": {"a": "70", "b": "71"}}]
+    columns = VERL_COLUMNS | {"wrong_answers": ("wrong.a", "wrong.b")}
+    (example,) = maths.from_columns(jsonl(tmp_path, rows), "t", **columns)
+    assert "prompt" not in example.fields and sorted(example.fields["choices"]) == ["70", "71", "72"]
+    assert example.fields["choices"]["ABC".index(example.answer)] == "72" and "A) " in boxed(example)[0]["content"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"reward_model": None}, "reward_model.ground_truth is empty"),
+        ({"reward_model": {"style": "rule"}}, "no column 'reward_model.ground_truth', reward_model has style; "),
+        ({"reward_model": "72"}, "reward_model='72' is no object with a field 'ground_truth'"),
+        ({"reward_model": {"ground_truth": ["72"]}}, r"reward_model.ground_truth=\['72'\] must be text"),
+        ({"extra_info": {"index": [1]}}, r"extra_info.index=\[1\] must be text"),
+        ({"prompt": []}, r"prompt=\[\] must be text or a list of messages"),
+        ({"prompt": [{"role": "user"}]}, r"prompt\[0\]=.* must have role and content"),
+        ({"prompt": VERL[0]["prompt"][:1]}, "the last message of prompt has role 'system'"),
+    ],
+)
+def test_wrong_verl_rows_are_named(tmp_path, change, message):
+    with pytest.raises(UserError, match=rf"rows.jsonl, line 2: {message}") as error:
+        maths.from_columns(jsonl(tmp_path, [VERL[0], VERL[1] | change]), "t", **VERL_COLUMNS)
+    assert "\n" not in str(error.value)
+
+
+def test_parallel_reads_nested_columns_of_each_language(tmp_path):
+    rows = [{"versions": {"en": {"q": f"Why {n}?", "a": n}, "de": {"q": f"Warum {n}?", "a": n}}} for n in (1, 2)]
+    columns = {"question": "versions.{language}.q", "answer": "versions.{language}.a"}
+    task = maths.parallel(("en", "de"), str(parquet(tmp_path, rows)), "t", **columns)
+    assert [(e.id, e.fields["question"], e.answer) for e in task][2:] == [("de-0", "Warum 1?", "1"), ("de-1", "Warum 2?", "2")]
+
+
 def test_parallel_one_file_a_language(tmp_path):
     for language, rows in PARALLEL.items():
         jsonl(tmp_path, rows, f"gpqa_{language}.jsonl")

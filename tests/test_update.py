@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -12,10 +13,11 @@ import pytest
 from conftest import assert_trees_close
 from jax.sharding import PartitionSpec
 
-from jaxrl_ml.config import OptimizerConfig, SFTStage
+from jaxrl_ml.config import ComputeConfig, LossConfig, OptimizerConfig, SFTStage
+from jaxrl_ml.losses import Slicing, aggregation_weights, policy_loss
 from jaxrl_ml.optimizer import make_optimizer
 from jaxrl_ml.types import Batch, Packed, TrainState
-from jaxrl_ml.update import apply_gradients, merge_prompts, split_prompts
+from jaxrl_ml.update import apply_gradients, grpo_loss, hidden_states, merge_prompts, rollout_logprobs, split_prompts
 
 TIGHT = {"rtol": 1e-4, "atol": 2e-6}
 
@@ -125,6 +127,31 @@ def test_entropy_bonus_raises_entropy(one, batch):
         entropies.append(metrics["policy/entropy"])
     assert np.all(np.diff(entropies) > 1e-5)
     assert quiet.loss_mask.any()
+
+
+@pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
+def test_entropy_bonus_is_aggregated_as_the_policys_loss(one, batch, aggregation):
+    """Two coefficients: the gradient's difference is that of the entropies, weighted as the policy's loss of each token is."""
+    mask, C = batch.loss_mask, one.C
+    rows, lengths = (mask.sum(1) > 0).sum(), np.maximum(mask.sum(1, keepdims=True), 1)
+    weights = {"token": mask / mask.sum(), "sequence": mask / lengths / rows, "constant": mask / (rows * C)}[aggregation]
+    model, slicing, temperature = one.programs.model, Slicing(ComputeConfig()), jnp.ones(())
+
+    @jax.jit
+    def losses(params):
+        (hidden,) = hidden_states(model, params, batch.rollout.prompts, [batch.rollout])
+        logprobs, entropy = rollout_logprobs(model, params, batch.rollout, hidden, temperature, None, slicing)
+        config = LossConfig(aggregation=aggregation, entropy_coef=0.3)
+        used = aggregation_weights(jnp.asarray(mask), aggregation, C)
+        with_bonus, _ = grpo_loss(model, config, slicing, params, batch, used, temperature)
+        without, _ = grpo_loss(model, replace(config, entropy_coef=0.0), slicing, params, batch, used, temperature)
+        policy, _ = policy_loss(logprobs, batch.old_logprobs, batch.advantages, jnp.asarray(mask), config)
+        return with_bonus - without, -0.3 * (weights * entropy).sum(), without, (weights * policy).sum()
+
+    bonus, expected_bonus, policy, expected_policy = losses(one.params)
+    assert abs(expected_bonus) > 0.01
+    np.testing.assert_allclose(bonus, expected_bonus, rtol=1e-4)
+    np.testing.assert_allclose(policy, expected_policy, rtol=1e-4)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

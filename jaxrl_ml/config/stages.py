@@ -142,14 +142,18 @@ class LossConfig:
     clip_low: float = 0.2
     clip_high: float = 0.2
     dual_clip: float | None = None
-    """Bound c > 1 on the ratio's effect where the advantage is negative; None is off."""
+    """Bound c > 1 on the ratio's effect where the advantage is negative; None is off. A c below 1 + clip_high acts inside the
+    trust region, too, where TRL does not apply it."""
     aggregation: Literal["token", "sequence", "constant"] = "token"
-    """Mean over the step's tokens, mean over rows of row means, or sum over tokens / (rows · max_completion_tokens)."""
+    """Mean over an update's tokens, mean over rows of row means, or sum over tokens / (rows · max_completion_tokens). Rows
+    without a token in the loss are not counted."""
     kl: Literal["none", "k1", "k2", "k3"] = "none"
+    """Estimator of the KL loss. Its log-ratios, as those of the policy's loss, are cut at ±20, without gradient beyond."""
     kl_coef: float = 0.001
     reference: Literal["run", "rl", "stage"] = "stage"
-    """The KL's reference policy is the start of the run, of its first GRPO stage, or of the stage."""
+    """The KL's reference policy is the start of the run, of its first GRPO stage, or of the stage, as ExpLang's is."""
     entropy_coef: float = 0.0
+    """Weight of the entropy bonus, which is aggregated over tokens as the policy's loss is."""
     importance_cap: float | None = None
     """Cap of truncated importance sampling between the trainer's and the sampler's log-probs; None is off."""
     filter: Literal["none", "drop", "resample"] = "none"

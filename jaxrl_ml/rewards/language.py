@@ -3,26 +3,36 @@
     r = w.format · tag  +  w.compliance · compliant  +  w.answer · correct  +  w.diversity · k_min / k  +  w.group_pass · passed
 
 * *tag*: the completion starts with the tag of a language that its prompt allows. Any other completion earns the answer's term
-  alone, and no statistic counts it. (`languages/thinking.py` tells tag, thinking and answer part.)
-* *compliant*: the detected language of the thinking is the tag's. Thinking in which no sentence is long enough to tell, such as
-  an empty one, *abstains*: it is not compliant, and is counted apart.
-* *correct*: the answer reward's verdict on the answer part; what is only in the thinking is no answer.
-* *k_min / k*: k completions carry the tag of this one's language, and k_min that of the rarest language that any carries. All
-  that carry it count, compliant or not, but only compliant ones earn the term.
-* *passed*: some completion with the same tag is correct. Neither it nor the one that earns the term need be compliant.
+  only, and no statistic counts it. (`languages/thinking.py` splits a completion into tag, thinking and answer part.)
+* *compliant*: the detected language of the thinking is the tag's. Where the detector *abstains* (`languages/detect.py`: no
+  sentence is long enough, or the text has no words of a language), the completion is not compliant, and is counted apart.
+* *correct*: the answer reward's verdict on the answer part. An answer that only the thinking has does not count.
+* *k_min / k*: k completions carry the tag of this completion's language; k_min is that number for the rarest language that
+  any completion carries the tag of. All that carry a tag count, compliant or not, but only compliant ones earn the term.
+* *passed*: some completion with the same tag is correct. Neither that one nor the one that earns the term need be compliant.
 
-The last two terms are statistics of all completions of a step (scope `step`, as the authors' code) or of those of one problem
-(scope `prompt`). A call sees one chunk of one round of sampling on one process; `over_step` takes them anew from the whole
-step, rounds that resampling leaves out included, as they show what the policy chooses as well. Over a large step some
-completion of every language is correct: then *passed* is close to a constant, and teaches only to write a tag.
+The last two terms are statistics of all completions of a step (scope `step`, as in the authors' code) or of those of one
+problem (scope `prompt`). A call sees one chunk of one round of sampling on one process; `over_step` computes them again from
+the whole step. That includes the rounds that resampling leaves out, as they show what the policy chooses, too. Over a large
+step some completion of every language is correct: then *passed* is close to a constant, and teaches only to write a tag.
 
-Departures and choices:
+Departures from the paper and from the authors' code (theirs as read in November 2026), and choices:
 
-1. The detector is py3langid on sentences (`languages/detect.py`); `backend="lingua"` is the paper's.
-2. The paper's k are the completions in a language; the authors' code, and we, count those that carry its tag.
-3. The detector does not read formulas, code and markup, in which a policy could think unseen: watch `language/letters` against
+1. Detector: theirs is lingua on the whole thinking, ours py3langid on sentences. `backend="lingua"` is theirs, except that it
+   abstains from text without words.
+2. k: the paper counts the completions in a language; the authors' code, and ours, those that carry its tag.
+3. k_min: theirs is the smallest k over the languages with a compliant completion. Ours is over all languages that any
+   completion carries the tag of: a language with no compliant completion can be the rarest.
+4. Without a compliant completion in a step, their diversity term is NaN. Ours is 0, as for every completion that is not
+   compliant.
+5. Completions without a tag form a group of their own in their exploitation stage: if one of them is correct, all of them earn
+   the pass term. Ours earn neither of the two statistical terms.
+6. Format term: theirs is earned by any text in a tag, such as the code of a language that does not exist. Ours is earned by
+   the tags of the languages that the prompt allows only.
+7. Place of the tag: theirs counts anywhere in the text. Ours must be the text's very beginning.
+8. The detector does not read formulas, code and markup, in which a policy could think unseen: watch `language/letters` against
    `language/thinking_chars`.
-4. Where an answer reward gives points for less than a correct answer (Countdown's 0.1), these are left out.
+9. Where an answer reward gives points for less than a correct answer (Countdown's 0.1), these are left out.
 """
 
 from __future__ import annotations

@@ -1,9 +1,12 @@
 """Rows of data sets: a hub name or file paths in, tables of rows out that know where each row stands.
 
-A file is JSONL, JSON (a list of objects), CSV, TSV or parquet, told by its suffix, on local disk, gs:// or s3://; text is
-UTF-8. CSV and TSV values are text and an empty one is None: nothing is guessed, so an answer `007` or `NA` stays what it is.
-TSV has no quotes: a tab ends a value, a line ends a row. Parquet and hub data sets stay Arrow tables, text formats become lists
-of dicts. A hub data set is read with `datasets`, from its cache where it has been loaded before.
+A file is JSONL, JSON (a list of objects), CSV, TSV or parquet, by its suffix, on local disk, gs:// or s3://; text is UTF-8. CSV
+and TSV values are text and an empty one is None: nothing is guessed, so an answer `007` or `NA` stays what it is. TSV has no
+quotes: a tab ends a value, a line ends a row. Parquet and hub data sets stay Arrow tables, text formats become lists of dicts.
+A hub data set is read with `datasets`, from its cache where it has been loaded before.
+
+A column name with dots, such as `reward_model.ground_truth`, names a field of an object in a column, at any depth. A column
+whose own name has the dot takes precedence.
 
 Errors are one line that begins with the file (or the hub name, configuration and split) and the line, counted from 1: in JSON,
 parquet and hub data sets the row.
@@ -15,14 +18,14 @@ import contextlib
 import csv
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxrl_ml import storage
-from jaxrl_ml.types import HALF_CHARACTER, Example, UserError
+from jaxrl_ml.types import HALF_CHARACTER, Example, Message, UserError
 
 if TYPE_CHECKING:
     import pyarrow
@@ -31,11 +34,12 @@ Source = str | Path | Sequence[str | Path]
 """A hub name, or the path of one file, or the paths of several that are read one after the other."""
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+_ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row and where it stands; its methods check the value that they give."""
+    """One row and where it stands; its methods check the value that they return."""
 
     values: Mapping[str, Any]
     source: str
@@ -52,11 +56,26 @@ class Row:
         return UserError(f"{self.place}: {problem}")
 
     def value(self, column: str) -> Any:
-        """The value in a column, None where it is null; raises UserError where there is no such column."""
-        if column not in self.values:
-            columns = ", ".join(str(name) for name in self.values if name) or "no columns"
-            raise self.wrong(f"no column {column!r}, it has {columns}; rename a column or give another file")
-        return self.values[column]
+        """The value in a column, or in a field of one, None where it or an object around it is null.
+
+        Raises UserError where there is no such column or field.
+        """
+        path, fields, rest = "", self.values, column
+        while True:
+            name = _longest_prefix(rest, fields)
+            if name is None and not path:
+                columns = ", ".join(str(name) for name in self.values if name) or "no columns"
+                raise self.wrong(f"no column {column!r}, it has {columns}; rename a column or give another file")
+            if name is None:
+                names = ", ".join(map(str, fields)) or "no fields"
+                raise self.wrong(f"no column {column!r}, {path} has {names}; name one of them or give another file")
+            value, path = fields[name], f"{path}.{name}" if path else name
+            if value is None or name == rest:
+                return value
+            rest = rest[len(name) + 1 :]
+            if not isinstance(value, Mapping):
+                raise self.wrong(f"{path}={short(value)} is no object with a field {rest!r}; name another column")
+            fields = value
 
     def is_blank(self, column: str) -> bool:
         value = self.value(column)
@@ -64,14 +83,43 @@ class Row:
 
     def text(self, column: str) -> str:
         """The text in a column, stripped; raises UserError where it is no text, blank, or nothing that UTF-8 can hold."""
-        value = self.value(column)
+        return self._checked(self.value(column), column).strip()
+
+    def _checked(self, value: Any, name: str) -> str:
+        """The value, which must be text; `name` is what an error calls it."""
         if value is not None and not isinstance(value, str):
-            raise self.wrong(f"{column}={short(value)} must be text")
-        if self.is_blank(column):
-            raise self.wrong(f"{column} is empty; fill it or leave the row out")
+            raise self.wrong(f"{name}={short(value)} must be text")
+        if value is None or not value.strip():
+            raise self.wrong(f"{name} is empty; fill it or leave the row out")
         if half := HALF_CHARACTER.search(value):  # JSON can spell it, but no tokenizer can encode it
-            raise self.wrong(f"{column} has half of a character, {half[0]!r}, at position {half.start()}; mend the text")
-        return value.strip()
+            raise self.wrong(f"{name} has half of a character, {half[0]!r}, at position {half.start()}; mend the text")
+        return value
+
+    def messages(self, column: str) -> list[Message]:
+        """The chat messages in a column, their contents unchanged, the last one the user's.
+
+        Raises UserError where the value is no list of objects with `role` and `content`, and where a prompt cannot be made of
+        them: another role than system, user and assistant, a content that is no text or blank, a message after the user's last.
+        """
+        listed = self.value(column)
+        if not isinstance(listed, list) or not listed or not all(isinstance(message, Mapping) for message in listed):
+            raise self.wrong(f"{column}={short(listed)} must be text or a list of messages with role and content")
+        messages = []
+        for index, message in enumerate(listed):
+            name = f"{column}[{index}]"
+            if "role" not in message or "content" not in message:
+                raise self.wrong(f"{name}={short(message)} must have role and content")
+            if message["role"] not in _ROLES:
+                raise self.wrong(f"{name} has role={short(message['role'])}; it must be one of {', '.join(_ROLES)}")
+            more = [str(key) for key, value in message.items() if key not in ("role", "content") and value is not None]
+            if more:
+                raise self.wrong(f"{name} has {more[0]!r}; a message of a prompt has role and content only: remove it")
+            messages.append({"role": message["role"], "content": self._checked(message["content"], f"{name}.content")})
+        if messages[-1]["role"] != "user":
+            raise self.wrong(
+                f"the last message of {column} has role {messages[-1]['role']!r}; a prompt must end with the user's"
+            )
+        return messages
 
     def scalar(self, column: str) -> str:
         """The text or number in a column, as text; a whole float, as a column with gaps has them, loses its `.0`.
@@ -113,9 +161,13 @@ class Table:
         """All values of a column; raises UserError where there is none. Much faster than row by row on an Arrow table."""
         if isinstance(self.rows, list):
             return [row.value(name) for row in self]
-        if name not in self.rows.column_names:
+        outer = _longest_prefix(name, self.rows.column_names)
+        if outer is None:
             raise UserError(f"{self.name}: no column {name!r}, it has {', '.join(self.rows.column_names)}; give another file")
-        return self.rows.column(name).to_pylist()
+        values = self.rows.column(outer).to_pylist()
+        if outer == name:
+            return values
+        return [Row({outer: value}, self.name, i, self.first + i).value(name) for i, value in enumerate(values)]
 
 
 def read(
@@ -129,9 +181,9 @@ def read(
     """The tables of a source, one a file; a hub data set is one.
 
     A text that ends in one of SUFFIXES or names a file that exists is a path, any other a hub name; `config` and `split` are
-    for the hub. `columns` are those that an Arrow table keeps, where it has them; `header` names the columns of TSV files that
-    have no header line. Raises UserError for a file that is missing, malformed or of an unknown suffix, and for a data set that
-    cannot be loaded.
+    for the hub. `columns` are those that an Arrow table keeps, where it has them; of a column with a wanted field it keeps all.
+    `header` names the columns of TSV files that have no header line. Raises UserError for a file that is missing, malformed or
+    of an unknown suffix, and for a data set that cannot be loaded.
     """
     if isinstance(source, str) and Path(source).suffix.lower() not in SUFFIXES and not Path(source).is_file():
         return [_from_hub(source, config, split, columns)]
@@ -175,6 +227,21 @@ def short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def _longest_prefix(column: str, names: Container[str]) -> str | None:
+    """The column itself where it is among the names, else the longest of its dotted prefixes that is, else None."""
+    while column not in names:
+        column, dot, _ = column.rpartition(".")
+        if not dot:
+            return None
+    return column
+
+
+def _kept(columns: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The names that hold the wanted columns, each once."""
+    outer = (_longest_prefix(column, names) for column in columns)
+    return list(dict.fromkeys(name for name in outer if name is not None))
+
+
 def _from_hub(name: str, config: str | None, split: str, columns: Sequence[str] | None) -> Table:
     import datasets
 
@@ -189,7 +256,7 @@ def _from_hub(name: str, config: str | None, split: str, columns: Sequence[str] 
             f"({', '.join(SUFFIXES)}): {reason[:300]}"
         ) from error
     if columns is not None:
-        data = data.select_columns([column for column in columns if column in data.column_names])
+        data = data.select_columns(_kept(columns, data.column_names))
     return Table(full_name, data.with_format("arrow")[:])
 
 
@@ -239,8 +306,10 @@ def _parquet(path: Path, columns: Sequence[str] | None) -> Table:
 
     try:
         with path.open("rb") as raw, pyarrow.parquet.ParquetFile(raw) as file:
-            there = file.schema_arrow.names
-            return Table(str(path), file.read(None if columns is None else [name for name in columns if name in there]))
+            if columns is None:
+                return Table(str(path), file.read())
+            kept = _kept(columns, file.schema_arrow.names)
+            return Table(str(path), file.read(kept).select(kept))  # pyarrow takes `a.b` for the field of `a`, too
     except (pyarrow.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: cannot be read as parquet; write it anew: {reason[:300]}") from error

@@ -5,8 +5,9 @@ paths (see `jaxrl_ml.tasks.files`); `split` and `config` matter on the hub only.
 by `from_columns`, and by `parallel` where there is a version in each language.
 
 `Example.fields` has `question`; `problem_id`, which the versions of a problem in several languages share; `choices` (tuple of
-str) for multiple choice; `solution` where the set has one. `answer` is a text that a verifier parses: a number without
-thousands commas, a LaTeX expression, or the letter of the right choice. `completion` is a demonstration, where asked for.
+str) for multiple choice; `solution` where the set has one; `prompt` where the set has chat messages (`from_columns`). `answer`
+is a text that a verifier parses: a number without thousands commas, a LaTeX expression, or the letter of the right choice.
+`completion` is a demonstration, where asked for.
 An error names file and line, or data set and row.
 
 Departures from the sets as published:
@@ -169,16 +170,29 @@ def from_columns(
     solution: str | None = None,
     seed: int = 0,
 ) -> Task:
-    r"""Any set of questions and answers: `question`, `answer`, `id` and `solution` say which columns hold what.
+    r"""Any set of questions and answers: `question`, `answer`, `id` and `solution` name the columns.
 
-    An answer is text or a number; one that is nothing but `\boxed{x}` is x. With `wrong_answers` (columns too) a problem is
-    multiple choice and `answer` the text of the right one. Without `id` a problem is called by its row, from 0. Raises
-    UserError for a missing column, a value of the wrong type, a blank one and an id used twice.
+    `reward_model.ground_truth` names the field `ground_truth` of the objects in the column `reward_model`. A set that was made
+    for verl is read by
+
+        from_columns("train.parquet", "gsm8k", question="prompt", answer="reward_model.ground_truth", id="extra_info.index")
+
+    A question is text, or a list of chat messages with `role` and `content`, which must end with the user's. Messages become
+    `fields["prompt"]` as they are: the prompt of a run without prompt format. `fields["question"]`, which prompt formats read,
+    is then the text of the last message. An answer is text or a number; one that is nothing but `\boxed{x}` is x. With
+    `wrong_answers` (columns too) a problem is multiple choice and `answer` the text of the right one; its choices are shown by
+    a prompt format, so it has no `fields["prompt"]`. Without `id` a problem is called by its row, from 0.
+
+    Raises UserError for a missing column or field, a value of the wrong type, a blank one and an id used twice.
     """
 
     def example(row: Row) -> Example:
         problem_id = str(row.number) if id is None else row.scalar(id)
-        fields: dict[str, Any] = {"question": row.text(question), "problem_id": problem_id}
+        messages = row.messages(question) if isinstance(row.value(question), list) else None
+        text = row.text(question) if messages is None else messages[-1]["content"].strip()
+        fields: dict[str, Any] = {"question": text, "problem_id": problem_id}
+        if messages is not None and not wrong_answers:
+            fields["prompt"] = messages
         gold = _unboxed(row.scalar(answer))
         if wrong_answers:
             order = _order(f"{seed}:{problem_id}", 1 + len(wrong_answers))
