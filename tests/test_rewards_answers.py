@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxrl_ml.languages.phrases import NAMES
+from jaxrl_ml.rewards.answer_words import AND
 from jaxrl_ml.rewards.answers import MAX_ANSWER_CHARS, extract, judge
 from jaxrl_ml.rewards.latex import tidy, to_latex
 from jaxrl_ml.rewards.units import PERCENT, words_of
-from jaxrl_ml.rewards.words import AND
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from jaxrl_ml.rewards.answer_words import BY_LANGUAGE, words_of
 from jaxrl_ml.rewards.answers import judge
 from jaxrl_ml.rewards.choices import read
-from jaxrl_ml.rewards.words import BY_LANGUAGE, words_of
 
 
 @pytest.mark.parametrize(

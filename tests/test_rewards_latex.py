@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxrl_ml.rewards.answer_words import ANSWER
 from jaxrl_ml.rewards.latex import balances, flat, tidy, to_latex
-from jaxrl_ml.rewards.words import ANSWER
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from jaxrl_ml.rewards.answer_words import AND, OR
 from jaxrl_ml.rewards.wording import Part, Quantity, compound, has_words, parts, quantity, with_connectives
-from jaxrl_ml.rewards.words import AND, OR
 
 
 def test_parts():

@@ -39,8 +39,8 @@ import re
 from typing import Literal
 
 from jaxrl_ml.rewards import choices, number
+from jaxrl_ml.rewards.answer_words import AND, OR
 from jaxrl_ml.rewards.latex import BRACES, balances, flat, tidy, to_latex
-from jaxrl_ml.rewards.words import AND, OR
 from jaxrl_ml.tasks.maths import MAX_ANSWER_CHARS  # a longer answer is wrong: bounds a row's work, here and in the verifier
 
 _BOX = re.compile(r"(?s:.)?\\(?:boxed|fbox)\s{0,8}\{")

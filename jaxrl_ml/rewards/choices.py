@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from jaxrl_ml.rewards.words import ANSWER, ANSWER_IS, OPTION
+from jaxrl_ml.rewards.answer_words import ANSWER, ANSWER_IS, OPTION
 
 _LETTERS = "ABCDEFGHIJ"
 _ROWS = (

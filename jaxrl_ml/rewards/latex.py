@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from jaxrl_ml.rewards.words import ANSWER, ANSWER_IS
+from jaxrl_ml.rewards.answer_words import ANSWER, ANSWER_IS
 
 
 class _Characters(dict[int, int | str]):

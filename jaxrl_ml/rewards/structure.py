@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+from jaxrl_ml.rewards.answer_words import IF, OTHERWISE
 from jaxrl_ml.rewards.wording import joined, parts
-from jaxrl_ml.rewards.words import IF, OTHERWISE
 
 Same = Callable[[str, str], bool]
 """Whether two texts are equal, the gold answer's first."""

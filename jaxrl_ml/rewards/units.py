@@ -1,8 +1,8 @@
 """Units of measure, time, money and counting, as they stand beside a number in an answer, in each language of `phrases.NAMES`.
 
 A number with one of these is that number, in whatever language: else an answer in English would be right that is wrong in
-another. No word among them changes the number: thousands (万, тысяч), dozens and halves are in `words.CHANGING`. The words for
-per cent are listed apart.
+another. No word among them changes the number: thousands (万, тысяч), dozens and halves are in `answer_words.CHANGING`. The
+words for per cent are listed apart.
 """
 
 from __future__ import annotations

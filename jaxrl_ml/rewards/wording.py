@@ -11,8 +11,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from jaxrl_ml.rewards.answer_words import AND, ARTICLES, CHANGING, FUNCTIONS, MODIFIERS, OR, SHORT
 from jaxrl_ml.rewards.units import UNITS
-from jaxrl_ml.rewards.words import AND, ARTICLES, CHANGING, FUNCTIONS, MODIFIERS, OR, SHORT
 
 _LETTERS = r"[A-Za-zªµºÀ-\u02af\u0300-\U0010ffff]+"
 _TOKEN = re.compile(
