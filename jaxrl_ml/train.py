@@ -20,7 +20,6 @@ import time
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from jaxrl_ml import storage
@@ -34,36 +33,12 @@ if TYPE_CHECKING:
     from jaxrl_ml.evaluate import Evaluator
     from jaxrl_ml.grpo import GRPO
     from jaxrl_ml.metrics import MetricsLog
+    from jaxrl_ml.processes import StopSignal
     from jaxrl_ml.programs import Programs
     from jaxrl_ml.sft import SFT
     from jaxrl_ml.tokenizer import Tokenizer
 
 _EXIT_STATUS = {signal.SIGTERM: 75, signal.SIGINT: 130}  # of a run that was stopped
-
-
-class StopSignal:
-    """Remembers SIGTERM and SIGINT until the next step boundary; a second SIGINT interrupts at once."""
-
-    def __enter__(self) -> StopSignal:
-        from jaxrl_ml.processes import Vote
-
-        self.requested = 0  # the number of the signal
-        self._vote = Vote()
-        self._previous = {s: signal.signal(s, self._request) for s in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.requested = number
-
-    def agreed(self) -> int:
-        """The signal that some process got, which stops all: called by each at every step boundary."""
-        return self._vote(self.requested)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
 
 
 class Reporter:
@@ -341,25 +316,22 @@ def train(config: Config, source: Path, overrides: Sequence[str] = ()) -> int:
     from jaxrl_ml import processes
 
     with processes.together(config.distributed) as main_process:
-        return _train(config, source, overrides, main_process)
+        from jaxrl_ml.programs import compilation_cache
+
+        with compilation_cache(storage.for_orbax(config.run_dir).parent / ".compilation_cache"):
+            return _train(config, source, overrides, main_process)
 
 
 def _train(config: Config, source: Path, overrides: Sequence[str], main_process: bool) -> int:
-    import jax
-
     from jaxrl_ml.checkpoint import Checkpoints
     from jaxrl_ml.metrics import MetricsLog
     from jaxrl_ml.pretrained import write_model_config
+    from jaxrl_ml.processes import StopSignal
     from jaxrl_ml.report import write_report
 
     run_dir = storage.local(config.run_dir)
     if main_process:
         write_folder(config, source, overrides)
-    jax.config.update("jax_numpy_rank_promotion", "raise")
-    if jax.config.jax_compilation_cache_dir is None:  # a resumed or repeated run starts in seconds
-        cache = storage.for_orbax(config.run_dir).parent / ".compilation_cache"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     programs, tokenizer = build(config)
     if main_process:
         write_model_config(run_dir, programs.model.config)

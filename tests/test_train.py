@@ -329,3 +329,113 @@ def test_the_readme_example_runs(tmp_path: Path, one_device: None) -> None:
     small += ["--model.num-kv-heads", "1", "--stages.0.sampling.max-completion-tokens", "4", "--logging.no-console"]
     assert run(tmp_path / "double.py", tmp_path / "run", *small) == 0
     assert [r["step"] for r in records(tmp_path / "run") if "reward/mean" in r] == [1, 2]
+
+
+LITTLE = """
+import numpy as np
+from dataclasses import replace
+from jaxrl_ml.config import *
+from jaxrl_ml.types import Example, Scores
+
+task = [Example(str(n), "double", {"prompt": f"{n}*2="}, str(2 * n), completion=str(2 * n)) for n in range(50)]
+sampling = SamplingConfig(max_prompt_tokens=8, max_completion_tokens=4)
+
+def lengths(texts):
+    return np.array([float(len(text)) for text in texts])
+
+def answer(texts, examples):
+    return (lengths(texts) % 2 == 0) * 1.0
+
+def short(texts, examples):
+    return 4 - lengths(texts)
+
+def nothing(texts, examples):
+    return np.zeros(len(texts))
+
+grpo = GRPOStage(task, answer, num_steps=6, prompts_per_step=8, group_size=4, sampling=sampling)
+sft = SFTStage(task, num_steps=6, batch_size=2, sequence_length=32)
+config = Config(
+    stages=(grpo,), run_dir="unset", tokenizer=tuple("0123456789*="),
+    model=ModelConfig(num_layers=1, embed_dim=16, mlp_dim=16, num_heads=1, num_kv_heads=1),
+    logging=LoggingConfig(tensorboard=False, samples_every_steps=1), checkpoint=CheckpointConfig(every_steps=2),
+)
+"""
+
+
+def little(folder: Path, changes: str = "") -> Path:
+    """A config file of a tiny run of six steps."""
+    (folder / "little.py").write_text(LITTLE + changes)
+    return folder / "little.py"
+
+
+# ------------------------------------------------------------------------------------------- what a run leaves as it was
+
+
+def test_a_run_from_python_leaves_jax_and_the_process_as_they_were(tmp_path: Path) -> None:
+    """Finished, failed or interrupted; and a user's reward and task may broadcast while it runs."""
+    little(tmp_path)
+    program = f"""
+import logging, os, signal, sys, warnings
+import jax, jax.numpy as jnp, numpy as np
+from pathlib import Path
+from jaxrl_ml.cli import load
+from jaxrl_ml.train import train
+from dataclasses import replace
+
+def broadcast():
+    return float((jnp.ones((3, 4)) + jnp.ones(4)).sum())
+
+broadcast()
+absl = logging.getLogger("absl")
+def settings():
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    state = absl.level, list(absl.filters), logging.root.level, np.geterr(), list(warnings.filters), handlers
+    return dict(jax.config.values), dict(os.environ), state
+
+class Task(list):  # read in a background thread
+    def __getitem__(self, index):
+        assert broadcast() == 24
+        return super().__getitem__(index)
+
+fault = None
+def reward(texts, examples):
+    assert broadcast() == 24
+    if fault is not None:
+        raise fault
+    return np.array([float(len(text) % 2) for text in texts])
+
+config = load({str(tmp_path / "little.py")!r})
+stage = replace(config.stages[0], task=Task(config.stages[0].task), reward=reward, num_steps=1)
+stages = (replace(stage, sampling=replace(stage.sampling, prompts_per_chunk=4)),)
+config = replace(config, stages=stages, logging=replace(config.logging, console=False))
+before = settings()
+for number, fault in enumerate((None, RuntimeError("broken"), KeyboardInterrupt())):
+    try:
+        run_dir = {str(tmp_path)!r} + f"/{{number}}"
+        assert train(replace(config, run_dir=run_dir), Path({str(tmp_path / "little.py")!r})) == 0
+        assert fault is None
+    except (RuntimeError, KeyboardInterrupt) as error:
+        assert error is fault
+    after = settings()
+    assert after == before, [(k, v, after[0][k]) for k, v in before[0].items() if after[0][k] != v] or (after[1:], before[1:])
+    assert broadcast() == 24
+# What is compiled from now on is not written to the runs' cache.
+cached = len(list(Path({str(tmp_path)!r}).glob(".compilation_cache/*")))
+assert cached > 0
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.jit(lambda x: x * 3 + 1)(jnp.ones(7))
+assert cached == len(list(Path({str(tmp_path)!r}).glob(".compilation_cache/*"))), "still written to"
+print("as it was")
+"""
+    one_device = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=os.environ | one_device)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.endswith("as it was\n")
+
+
+def test_a_cache_that_the_user_has_set_up_is_left_alone(tmp_path: Path, one_device: None) -> None:
+    before = dict(jax.config.values)
+    assert before["jax_compilation_cache_dir"] is not None, "the tests have one"
+    assert run(little(tmp_path), tmp_path / "run", "--stages.0.num-steps", "1") == 0
+    assert dict(jax.config.values) == before
+    assert not (tmp_path / ".compilation_cache").exists()
