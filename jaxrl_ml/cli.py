@@ -16,7 +16,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
@@ -102,7 +102,7 @@ def resolved(config: Any) -> Any:
         return {"type": type(config).__name__, **values}
     if isinstance(config, (list, tuple)):
         return [resolved(item) for item in config]
-    if isinstance(config, dict):
+    if isinstance(config, Mapping):
         return {str(key): resolved(value) for key, value in config.items()}
     if config is None or isinstance(config, (str, int, float, bool)):
         return config

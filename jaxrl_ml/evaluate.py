@@ -30,6 +30,7 @@ from jaxrl_ml.cli import load, load_run, resolved, run_command
 from jaxrl_ml.config import Config, Evaluation
 from jaxrl_ml.languages.settings import ENGLISH, Setting, language_settings, tell, thinking_ends
 from jaxrl_ml.metrics import plain, visible
+from jaxrl_ml.rewards.combined import reward_of
 from jaxrl_ml.types import Example, Params, Prompts, Rollout, UserError
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class Evaluator:
         from jaxrl_ml.languages.tags import language_action
         from jaxrl_ml.sampler import settings_of
 
-        data.check_reward(f"evaluation {evaluation.name}", evaluation.reward)
+        self._reward = reward_of(f"evaluation {evaluation.name}", evaluation)
         self.evaluation, self.seed = evaluation, seed
         self._programs, self._tokenizer = programs, tokenizer
         layout, sampling = programs.layout, evaluation.sampling
@@ -154,7 +155,7 @@ class Evaluator:
         texts = data.decode_rows(self._tokenizer, completions, lengths)
         rows = [row[:length] for row, length in zip(completions, lengths, strict=True)]
         ends = thinking_ends(texts, rows, self._tokenizer.decode)
-        scores = data.score_rows(self.evaluation.reward, texts, batch.own, G)
+        scores = data.score_rows(self._reward, texts, batch.own, G)
         return [
             {
                 "id": batch.own[b // G].id,

@@ -24,6 +24,7 @@ from jaxrl_ml.languages.tags import language_action
 from jaxrl_ml.models import lora
 from jaxrl_ml.optimizer import make_optimizer
 from jaxrl_ml.programs import Programs
+from jaxrl_ml.rewards.combined import reward_of
 from jaxrl_ml.sampler import settings_of
 from jaxrl_ml.sharding import Layout
 from jaxrl_ml.tokenizer import Tokenizer
@@ -75,7 +76,7 @@ class GRPO:
         self.layout = programs.layout
         _check_shards(stage, self.layout.row_shards)
         self.layout.check_length(f"{stage.name}.sampling.max_completion_tokens", stage.sampling.max_completion_tokens)
-        data.check_reward(stage.name, stage.reward)
+        self.reward = reward_of(stage.name, stage)
         self.optimizer = make_optimizer(config.optimizer_of(stage), stage.num_steps * stage.updates_per_step)
         action = language_action(stage.language, tokenizer.encode, stage.sampling.max_completion_tokens)
         self.trie, self.tag_width = self.layout.put(action.trie), action.width
@@ -138,9 +139,9 @@ class GRPO:
             if mixed >= stage.prompts_per_step:
                 break
         experience = merge(rounds)
-        if isinstance(stage.reward, StepReward):
+        if isinstance(self.reward, StepReward):
             with jax.transfer_guard("allow"):
-                experience = experience._replace(scores=stage.reward.over_step(experience.scores))
+                experience = experience._replace(scores=self.reward.over_step(experience.scores))
         # Told of all that was sampled, before any of it is selected: the policy's own success, not that of mixed groups.
         host = describe(experience, stage.group_size) | {"time/judge_s": judge_s, "rollout/attempts": float(len(rounds))}
         if self.trie is not None:
@@ -186,7 +187,7 @@ class GRPO:
                 self._idle.began(started)
             texts = data.decode_rows(self.tokenizer, rollout.completions, rollout.lengths)
             with jax.transfer_guard("allow"):  # of the user's own: a reward may be a model in jax
-                scores = data.score_rows(stage.reward, texts, examples, stage.group_size)
+                scores = data.score_rows(self.reward, texts, examples, stage.group_size)
             seconds += time.perf_counter() - started
             return Experience([example.id for example in examples], rollout, texts, scores)
 
@@ -261,6 +262,7 @@ def merge(rounds: list[Experience]) -> Experience:
             _join_columns([s.details for s in scores]),
             None if scores[0].language_rewards is None else join([s.language_rewards for s in scores]),
             None if scores[0].languages is None else join([s.languages for s in scores]),
+            None if any(s.plain_rewards is None for s in scores) else join([s.plain_rewards for s in scores]),
         ),
     )
 
@@ -348,6 +350,9 @@ def describe(experience: Experience, group_size: int) -> dict[str, float]:
         "rollout/truncated": float(rollout.truncated.mean()),
         "rollout/mixed_groups": float(mixed_groups(scores.correct, group_size).mean()),
     }
+    if scores.plain_rewards is not None:
+        metrics["reward/plain_max"] = float(scores.plain_rewards.max())
+        metrics["reward/plain_min"] = float(scores.plain_rewards.min())
     own = {f"reward/{name}": float(part.mean()) for name, part in scores.parts.items()}
     own |= {name: float(detail.mean()) for name, detail in scores.details.items()}
     return own | metrics

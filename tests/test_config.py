@@ -355,6 +355,77 @@ def test_resolved_is_json_and_tells_what_differs(config_file, tmp_path):
     assert (path, len(old), len(new)) == ("stages", 2, 1)
 
 
+NAMED_REWARDS = """
+import functools
+from dataclasses import dataclass
+from types import MappingProxyType
+from jaxrl_ml.config import *
+from jaxrl_ml.rewards.countdown import countdown_reward
+
+def reward(texts, examples, factor=1.0):
+    return [factor * len(text) for text in texts]
+
+@dataclass(frozen=True)
+class Judge:
+    strict: bool = False
+    def __call__(self, texts, examples):
+        return [0.0 for _ in texts]
+
+class Other:
+    def __init__(self, path: str):
+        self.path = path
+    def __call__(self, texts, examples):
+        return [0.0 for _ in texts]
+
+rewards = {"answer": (countdown_reward, 1.0), "judge": (Judge(), 0.5), "other": (Other("p"), -1.0), "bare": reward,
+           "part": functools.partial(reward, factor=2.0), "count": (len, 1), "class": (Judge, 0.1)}
+arms = {name: Config(
+    stages=(GRPOStage([1], rewards, correct="answer"),), run_dir="runs/x", model=ModelConfig(vocab_size=48),
+    tokenizer=("a", "b"), evaluations=(Evaluation([1], MappingProxyType(rewards), correct=name),),
+) for name in ("answer", "judge")}
+"""
+
+
+def test_named_rewards_pass_through_the_command_line(tmp_path, capsys):
+    path = tmp_path / "named.py"
+    path.write_text(NAMED_REWARDS)
+    overrides = ["--arm", "judge", "--stages.0.reward.judge.1", "0.25", "--stages.0.reward.other.1", "-3"]
+    overrides += ["--stages.0.group-size", "4"]
+    stage, plain = load(path, overrides).stages[0], load(path, ["--arm", "judge"]).stages[0]
+    assert {name: term[1] for name, term in stage.reward.items() if isinstance(term, tuple)} == {
+        "answer": 1.0,
+        "judge": 0.25,
+        "other": -3,
+        "count": 1,
+        "class": 0.1,
+    }
+    assert list(stage.reward) == list(plain.reward) and stage.group_size == 4 and stage.correct == "answer"
+    assert stage.reward["bare"](["abc"], []) == [3.0] and stage.reward["part"](["abc"], []) == [6.0]
+    assert stage.reward["other"][0].path == "p"
+    assert load(path, [*overrides, "--stages.0.reward.judge.0.strict"]).stages[0].reward["judge"][0].strict
+    assert load(path, [*overrides, "--stages.0.correct", "bare"]).stages[0].correct == "bare"
+    for override, message in (("nan", "the weight nan of 'judge' must be finite"), ("inf", "must be finite")):
+        with pytest.raises(UserError, match=message):
+            load(path, ["--arm", "judge", "--stages.0.reward.judge.1", override])
+    with pytest.raises(UserError, match="correct='none' is none of its rewards"):
+        load(path, ["--arm", "judge", "--stages.0.correct", "none"])
+    with pytest.raises(SystemExit) as stop:
+        load(path, ["--arm", "judge", "--help"])
+    assert stop.value.code == 0 and "--stages.0.reward.judge.1" in capsys.readouterr().out
+
+
+def test_named_rewards_are_resolved_with_their_weights(tmp_path):
+    path = tmp_path / "named.py"
+    path.write_text(NAMED_REWARDS)
+    data = json.loads(json.dumps(resolved(load(path, ["--arm", "judge"]))))
+    for owner, correct in ((data["stages"][0], "answer"), (data["evaluations"][0], "judge")):
+        assert owner["correct"] == correct
+        assert owner["reward"]["answer"] == ["jaxrl_ml.rewards.countdown.countdown_reward", 1.0]
+        assert owner["reward"]["judge"] == [{"type": "Judge", "strict": False}, 0.5]
+    changed = json.loads(json.dumps(resolved(load(path, ["--arm", "judge", "--stages.0.reward.judge.1", "2"]))))
+    assert first_difference(data, changed) == ("stages.0.reward.judge.1", 0.5, 2)
+
+
 def test_a_stage_may_have_an_optimizer_of_its_own():
     own = OptimizerConfig(learning_rate=0.5)
     config = replace(

@@ -220,6 +220,21 @@ def test_a_reward_that_is_not_finite_is_shown_as_it_is() -> None:
     assert summarise([{**record, "correct": False, "details": {"accuracy": 1.0}}], 1)["accuracy"] == 0, "told by a detail"
 
 
+def test_named_rewards_are_counted_by_the_one_that_decides(evaluator_of, weights) -> None:
+    reward = {"parity": (parity, 0.5), "length": (lambda texts, _: np.array([float(len(text)) for text in texts]), -1.0)}
+    plain = evaluator_of(GREEDY).run(weights, 0)
+    result = evaluator_of(dataclasses.replace(GREEDY, reward=reward, correct="parity")).run(weights, 0)
+    assert [r["correct"] for r in result.records] == [r["correct"] for r in plain.records]
+    for record, other in zip(result.records, plain.records, strict=True):
+        assert record["reward"] == pytest.approx(0.5 * other["reward"] - len(record["completion"]))
+        assert record["parts"] == pytest.approx({"parity": 0.5 * other["reward"], "length": -len(record["completion"])})
+        assert record["timeout"] == other["timeout"] and record["details"]["value"] == other["details"]["value"]
+    assert result.metrics["unweighted/parity"] == pytest.approx(plain.metrics["reward"])
+    assert result.metrics["reward"] == pytest.approx(
+        0.5 * result.metrics["unweighted/parity"] - result.metrics["unweighted/length"]
+    )
+
+
 CONFIG = """
 import numpy as np
 from jaxrl_ml.config import CheckpointConfig, Config, Evaluation, MeshConfig, ModelConfig, SamplingConfig, SFTStage

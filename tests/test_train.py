@@ -331,6 +331,8 @@ def test_the_readme_example_runs(tmp_path: Path, one_device: None) -> None:
     assert [r["step"] for r in records(tmp_path / "run") if "reward/mean" in r] == [1, 2]
 
 
+# ------------------------------------------------------------------------------- rewards by name, and runs that do not learn
+
 LITTLE = """
 import numpy as np
 from dataclasses import replace
@@ -366,6 +368,56 @@ def little(folder: Path, changes: str = "") -> Path:
     """A config file of a tiny run of six steps."""
     (folder / "little.py").write_text(LITTLE + changes)
     return folder / "little.py"
+
+
+NAMED = "{'answer': answer, 'short': (short, 0.25)}"
+
+
+def test_named_rewards_are_weighted_logged_and_overridden(tmp_path: Path, one_device: None) -> None:
+    evaluation = f"Evaluation(task, {NAMED}, correct='answer', num_prompts=8, sampling=sampling, samples_per_prompt=4)"
+    path = little(tmp_path, f"config = replace(config, stages=(replace(grpo, reward={NAMED}, correct='answer'),), "
+                            f"evaluations=({evaluation},))")  # fmt: skip
+    assert run(path, tmp_path / "run", "--stages.0.num-steps", "2", "--stages.0.reward.short.1", "-0.5") == 0
+    samples = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").read_text().splitlines()]
+    for sample in samples:
+        length = len(sample["completion"])
+        assert sample["parts"] == pytest.approx({"answer": float(length % 2 == 0), "short": -0.5 * (4 - length)})
+        assert sample["reward"] == pytest.approx(sum(sample["parts"].values()))
+        assert sample["correct"] == (length % 2 == 0)
+    steps = [r for r in records(tmp_path / "run") if "reward/mean" in r]
+    assert len(steps) == 2
+    for r in steps:
+        assert r["reward/mean"] == pytest.approx(r["reward/answer"] + r["reward/short"], abs=1e-6)
+        assert r["reward/short"] == pytest.approx(-0.5 * r["unweighted/short"])
+        assert r["reward/correct"] == r["unweighted/answer"]
+    last = records(tmp_path / "run")[-1]
+    assert last["eval/test/accuracy"] == pytest.approx(last["eval/test/unweighted/answer"])
+    assert last["eval/test/reward"] == pytest.approx(last["eval/test/accuracy"] + 0.25 * last["eval/test/unweighted/short"])
+    shown = json.loads((tmp_path / "run/config.json").read_text())["stages"][0]
+    assert shown["correct"] == "answer" and shown["reward"]["short"][1] == -0.5
+    with pytest.raises(UserError, match=r"holds a run with stages.0.reward.short.1=-0.5, not 0.25"):
+        run(path, tmp_path / "run", "--stages.0.num-steps", "2")
+
+
+def test_a_named_reward_of_whole_steps_does_not_depend_on_chunks(tmp_path: Path, one_device: None) -> None:
+    whole = """
+class Whole:
+    def __call__(self, texts, examples):
+        return Scores(lengths(texts), lengths(texts) % 2 == 0)
+    def over_step(self, scores):
+        return replace(scores, rewards=scores.rewards - scores.rewards.mean())
+reward = {"answer": answer, "whole": (Whole(), 0.5)}
+stage = replace(grpo, reward=reward, correct="answer", num_steps=2, sampling=replace(sampling, prompts_per_chunk=CHUNK))
+config = replace(config, stages=(stage,))
+"""
+    for chunk in (0, 4):
+        little(tmp_path, whole.replace("CHUNK", str(chunk)))
+        assert run(tmp_path / "little.py", tmp_path / str(chunk)) == 0
+    first, second = (records(tmp_path / str(chunk)) for chunk in (0, 4))
+    assert all(abs(r["reward/whole"]) < 1e-6 for r in first)
+    for one, other in zip(first, second, strict=True):
+        for name in ("reward/mean", "reward/answer", "unweighted/whole", "correct/whole", "reward/correct"):
+            assert one[name] == pytest.approx(other[name], abs=1e-6), name
 
 
 # ------------------------------------------------------------------------------------------- what a run leaves as it was
