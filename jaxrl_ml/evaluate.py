@@ -26,6 +26,7 @@ from jaxrl_ml import storage
 from jaxrl_ml.analysis import passk
 from jaxrl_ml.analysis.language_tables import languages_table, settings_table
 from jaxrl_ml.analysis.languages import by_language, language_metrics, win_tie_lose
+from jaxrl_ml.analysis.learning import plain_reward_warning
 from jaxrl_ml.cli import load, load_run, resolved, run_command
 from jaxrl_ml.config import Config, Evaluation
 from jaxrl_ml.languages.settings import ENGLISH, Setting, language_settings, tell, thinking_ends
@@ -54,6 +55,7 @@ class EvaluationResult:
 
     metrics: Mapping[str, float]
     records: Sequence[Mapping[str, Any]]
+    warning: str | None = None  # for the user, where `correct` is probably not what was meant
 
 
 class _Batch(NamedTuple):
@@ -124,7 +126,9 @@ class Evaluator:
         own = list(data.experience(sample, len(self._batches), self._judge))
         blocks = self._programs.layout.gather_blocks(own)
         records = [record for batch in zip(*blocks, strict=True) for block in batch for record in block]
-        return EvaluationResult(summarise(records, self.evaluation.samples_per_prompt, self.seed), records)
+        plain = [record.pop("plain_reward") for record in records if "plain_reward" in record]
+        warning = plain_reward_warning(f"evaluation {self.evaluation.name}", min(plain), max(plain)) if plain else None
+        return EvaluationResult(summarise(records, self.evaluation.samples_per_prompt, self.seed), records, warning)
 
     def _sample(self, weights: Params, prompts: Prompts, seed_words: Any) -> Rollout:
         sampling = self.evaluation.sampling
@@ -171,6 +175,7 @@ class Evaluator:
                 "thinking_end": int(ends[b]),  # in tokens
                 "truncated": bool(truncated[b]),
                 "timeout": scores.timeout is not None and bool(scores.timeout[b]),
+                **({} if scores.plain_rewards is None else {"plain_reward": float(scores.plain_rewards[b])}),  # see `run`
             }
             for b in range(B)
         ]
@@ -391,7 +396,10 @@ class StoredModel:
     def run(self, evaluations: Sequence[Evaluation]) -> Iterator[EvaluationResult]:
         """The results of evaluations, all of which are made ready before the weights are read."""
         for evaluator in [self.evaluator(evaluation) for evaluation in evaluations]:
-            yield evaluator.run(self.weights, self.step or 0)
+            result = evaluator.run(self.weights, self.step or 0)
+            if result.warning is not None and self.writes:
+                print(result.warning)
+            yield result
 
 
 if __name__ == "__main__":

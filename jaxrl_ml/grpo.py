@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from jaxrl_ml import data, processes, storage
-from jaxrl_ml.advantages import group_advantages, mixed_groups, overlong_penalty
+from jaxrl_ml.advantages import group_advantages, learning_rows, mixed_groups, overlong_penalty
 from jaxrl_ml.config import Config, GRPOStage, Stage
 from jaxrl_ml.credit import language_values, tag_mask, thinking_advantages
 from jaxrl_ml.languages.tags import language_action
@@ -108,6 +108,8 @@ class GRPO:
         return_freed_pages(state.params)
         batch = assemble(experience.rollout, experience.scores, stage)
         host["rollout/learned_rows"] = float(batch.loss_mask.any(1).mean())
+        learning = learning_rows(batch.advantages, batch.loss_mask, batch.language_values)
+        host["rollout/advantage_rows"] = float(learning.mean())
         samples = self._sample_records(experience, batch, step)
         learn = learning_minibatches(batch.loss_mask, stage.num_minibatches, stage.group_size)
         if host["reward/nonfinite"] or not learn.any():

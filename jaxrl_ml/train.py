@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxrl_ml import storage
+from jaxrl_ml.analysis import learning
 from jaxrl_ml.cli import check_folder, load, resolved, run_command, write_folder
 from jaxrl_ml.config import Config, GRPOStage, Stage
 from jaxrl_ml.records import cut_back, write_records
@@ -44,8 +45,9 @@ _EXIT_STATUS = {signal.SIGTERM: 75, signal.SIGINT: 130}  # of a run that was sto
 class Reporter:
     """Writes a step's metrics once the next step is dispatched, so that the device never waits for the host to read them."""
 
-    def __init__(self, log: MetricsLog, max_nonfinite_steps: int, nonfinite_steps: int) -> None:
+    def __init__(self, log: MetricsLog, max_nonfinite_steps: int, nonfinite_steps: int, watch: learning.LearningWatch) -> None:
         self.log, self.max_nonfinite_steps, self.nonfinite_steps = log, max_nonfinite_steps, nonfinite_steps
+        self.watch = watch
         self._pending: tuple[int, str, StepReport, float] | None = None
         self._last = time.perf_counter()
 
@@ -77,9 +79,12 @@ class Reporter:
         metrics |= {"time/step_s": seconds, "rate/tokens_per_s": tokens / max(seconds, 1e-9)}
         nonfinite = report.skipped or any(metrics.get(f"{kind}/nonfinite", 0) > 0 for kind in ("policy", "sft"))
         self.nonfinite_steps = self.nonfinite_steps + 1 if nonfinite else 0
-        metrics["train/nonfinite_steps"] = self.nonfinite_steps
+        warnings = [] if nonfinite else self.watch.update(stage, metrics)
+        metrics |= {"train/nonfinite_steps": self.nonfinite_steps, learning.METRIC: self.watch.steps_without_learning}
         self.log.write(step, stage, metrics)
         self.log.log_samples(step, stage, report.samples)
+        for text in warnings:
+            self.log.say(text)
         if self.nonfinite_steps >= self.max_nonfinite_steps:
             raise UserError(
                 f"step {step} of {stage}: the loss, a gradient or a reward was not finite "
@@ -97,6 +102,7 @@ class Run:
 
         self.config, self.programs, self.tokenizer, self.checkpoints, self.log = config, programs, tokenizer, checkpoints, log
         self.run_dir = storage.at(config.run_dir)
+        self._warned: set[str] = set()  # evaluations
         render = PromptRenderer(tokenizer, config.prompt_format, config.system_prompt)
         self.evaluators: dict[str, Evaluator] = {
             e.name: Evaluator(e, programs, tokenizer, render, config.seed) for e in config.evaluations
@@ -128,7 +134,9 @@ class Run:
 
         state, progress = self._start()
         step, results, stopped = progress["step"], {}, 0
-        reporter = Reporter(self.log, self.config.max_nonfinite_steps, progress["nonfinite_steps"])
+        stage_before = self.config.stage_of(step).name if step else ""
+        watch = learning.LearningWatch(stage_before, progress.get("steps_without_learning", 0))
+        reporter = Reporter(self.log, self.config.max_nonfinite_steps, progress["nonfinite_steps"], watch)
         if step == 0:
             results = self._evaluate(state, 0, self.config.stages[0].name)
         for number, stage in enumerate(self.config.stages):
@@ -152,6 +160,7 @@ class Run:
                         "step": step,
                         "seed": self.config.seed,
                         "nonfinite_steps": reporter.nonfinite_steps,
+                        "steps_without_learning": watch.steps_without_learning,
                         "data": runner.batches.get_state(),
                         "adapter": self._adapter(stage),
                     }
@@ -263,6 +272,9 @@ class Run:
         for name, evaluator in self.evaluators.items():
             result = evaluator.run(weights, step)
             metrics |= {f"eval/{name}/{key}": value for key, value in result.metrics.items()}
+            if result.warning is not None and name not in self._warned:
+                self._warned.add(name)
+                self.log.say(result.warning)
             if evaluator.evaluation.records and self.log.enabled:
                 write_records(self.run_dir, name, step, result.records, evaluator.examples)
         self.log.write(step, stage, metrics)
@@ -324,7 +336,7 @@ def train(config: Config, source: Path, overrides: Sequence[str] = ()) -> int:
 
 def _train(config: Config, source: Path, overrides: Sequence[str], main_process: bool) -> int:
     from jaxrl_ml.checkpoint import Checkpoints
-    from jaxrl_ml.metrics import MetricsLog
+    from jaxrl_ml.metrics import MetricsLog, read_metrics
     from jaxrl_ml.pretrained import write_model_config
     from jaxrl_ml.processes import StopSignal
     from jaxrl_ml.report import write_report
@@ -356,6 +368,8 @@ def _train(config: Config, source: Path, overrides: Sequence[str], main_process:
             if main_process:
                 storage.push(config.run_dir)  # what a run that fails has to tell, too
     if main_process:
+        for text in learning.learning_summary(read_metrics(run_dir)):
+            print(text)
         print(f"report: {write_report(config.run_dir)}")
     if not stopped or step == config.num_steps:
         return 0

@@ -420,6 +420,100 @@ config = replace(config, stages=(stage,))
             assert one[name] == pytest.approx(other[name], abs=1e-6), name
 
 
+def test_steps_without_learning_are_told_and_the_run_still_ends_with_0(tmp_path: Path, one_device: None, capsys) -> None:
+    path = little(tmp_path, "config = replace(config, stages=(replace(grpo, reward=nothing),))")
+    assert run(path, tmp_path / "run") == 0
+    shown = capsys.readouterr().out
+    assert "warning: grpo has learnt nothing for 5 steps: no completion is right (mean reward 0" in shown
+    assert "warning: grpo learnt nothing in 6 of 6 steps, up to 6 in a row" in shown
+    assert [r["train/steps_without_learning"] for r in records(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+    assert "grpo learnt nothing in 6 of 6 steps" in (tmp_path / "run/report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ("reward=lambda t, e: np.ones(len(t))", "all completions are right: give harder problems"),
+        (
+            "reward=lambda t, e: np.array([float(int(x.id) % 2) for x in e]), loss=LossConfig(kl='k3')",
+            "the rewards are equal within each group",
+        ),
+        (
+            "reward=lambda t, e: Scores(lengths(t), np.array([int(x.id) % 2 == 0 for x in e])), loss=LossConfig(filter='drop')",
+            "no row is left in the loss: 0.0% of the groups have both",
+        ),
+        (
+            "reward=lambda t, e: Scores(lengths(t), np.zeros(len(t), bool))",
+            "no group with both right and wrong completions for 5 steps",
+        ),
+    ],
+)
+def test_what_keeps_a_stage_from_learning_is_named(tmp_path: Path, one_device: None, capsys, changes: str, words: str) -> None:
+    path = little(tmp_path, f"config = replace(config, stages=(replace(grpo, num_steps=5, {changes}),))")
+    assert run(path, tmp_path / "run") == 0
+    assert words in capsys.readouterr().out
+
+
+def test_sft_with_a_zero_gradient_is_told(tmp_path: Path, one_device: None, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jaxrl_ml import update
+
+    def no_loss(*arguments: object) -> tuple:
+        logprobs, entropy = token_logprobs(*arguments)
+        return 0 * logprobs, entropy
+
+    token_logprobs = update.token_logprobs
+    monkeypatch.setattr(update, "token_logprobs", no_loss)
+    assert run(little(tmp_path, "config = replace(config, stages=(sft,))"), tmp_path / "run") == 0
+    assert "warning: sft has learnt nothing for 5 steps: the gradient is exactly zero" in capsys.readouterr().out
+
+
+def test_the_count_of_steps_without_learning_survives_a_resume(
+    tmp_path: Path, one_device: None, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    two = """
+import os, signal
+calls = 0
+def stopped(texts, examples):
+    global calls
+    calls += 1
+    if os.environ.get("STOP") == str(calls):
+        os.kill(os.getpid(), signal.SIGTERM)
+    return nothing(texts, examples)
+config = replace(config, stages=(replace(grpo, reward=nothing, name="first", num_steps=3), replace(grpo, reward=stopped)))
+"""
+    path = little(tmp_path, two)
+    assert run(path, tmp_path / "whole") == 0
+    monkeypatch.setenv("STOP", "3")
+    assert run(path, tmp_path / "stopped") == 75
+    monkeypatch.setenv("STOP", "")
+    capsys.readouterr()
+    assert run(path, tmp_path / "stopped") == 0
+    assert records(tmp_path / "stopped") == records(tmp_path / "whole")
+    assert "note:" not in capsys.readouterr().out, "the code is the same"
+    assert [r["train/steps_without_learning"] for r in records(tmp_path / "whole")] == [1, 2, 3, 1, 2, 3, 4, 5, 6]
+
+
+def test_plain_rewards_that_do_not_fit_are_told_once(tmp_path: Path, one_device: None, capsys) -> None:
+    plain = """
+almost = lambda texts, examples: 0.9 * answer(texts, examples)
+bonus = lambda texts, examples: 1.0 + 0.9 * answer(texts, examples)
+test = Evaluation(task, almost, num_prompts=8, sampling=sampling)
+config = replace(config, stages=(replace(grpo, reward=almost), replace(grpo, reward=bonus, name="bonus", num_steps=2)),
+                 evaluations=(test, replace(test, reward=answer, name="fine")), eval_every_steps=2)
+"""
+    assert run(little(tmp_path, plain), tmp_path / "run") == 0
+    shown = capsys.readouterr().out
+    for owner, counted in (
+        ("grpo", "from 0 to 0.9: 1 or more counts as correct, so no completion is correct"),
+        ("bonus", "from 1 to 1.9: 1 or more counts as correct, whatever it is made up of"),
+        ("evaluation test", "so no completion is correct"),
+    ):
+        lines = [line for line in shown.splitlines() if line.startswith(f"warning: {owner}: ")]
+        assert len(lines) == 1 and counted in lines[0], shown
+    assert "warning: evaluation fine" not in shown
+    assert [r["reward/correct"] for r in records(tmp_path / "run") if "reward/mean" in r] == [0] * 6 + [1] * 2
+
+
 # ------------------------------------------------------------------------------------------- what a run leaves as it was
 
 
