@@ -23,7 +23,7 @@ from jaxrl_ml.credit import language_values, tag_mask, thinking_advantages
 from jaxrl_ml.languages.tags import language_action
 from jaxrl_ml.models import lora
 from jaxrl_ml.optimizer import make_optimizer
-from jaxrl_ml.programs import Programs
+from jaxrl_ml.programs import Programs, StepEnd
 from jaxrl_ml.rewards.combined import reward_of
 from jaxrl_ml.sampler import settings_of
 from jaxrl_ml.sharding import Layout
@@ -113,7 +113,7 @@ class GRPO:
         samples = self._sample_records(experience, batch, step)
         learn = learning_minibatches(batch.loss_mask, stage.num_minibatches, stage.group_size)
         if host["reward/nonfinite"] or not learn.any():
-            return state, StepReport(host, samples=samples, skipped=host["reward/nonfinite"] > 0)
+            return state, StepReport(host, (), samples, host["reward/nonfinite"] > 0, StepEnd(()).time_s)
         batch = self.layout.put_rows(self.layout.own_rows(batch))
         host["time/host_exposed_s"] = self._idle.ended()
         if stage.updates_per_step > 1:
@@ -125,7 +125,7 @@ class GRPO:
         for minibatch in list(compress(self.minibatches, learn)) * stage.num_epochs:
             state, update_metrics = self._update(state, batch, minibatch, temperature, self.trie)
             metrics.append(update_metrics)
-        return state, StepReport(host, metrics, samples)
+        return state, StepReport(host, metrics, samples, finished_s=StepEnd(metrics).time_s)
 
     def _collect(self, weights: Params, step: int) -> tuple[Experience, dict[str, float]]:
         """The whole step's experience; with filter=resample, rounds of other prompts until enough groups are mixed."""

@@ -18,9 +18,11 @@ nothing. Each is lowered for one mesh, with the outputs' shardings pinned.
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial, update_wrapper
 from pathlib import PurePath
 from typing import Any
@@ -354,3 +356,29 @@ class Programs:
 
 def _shardings(shapes: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.sharding, shapes)
+
+
+class StepEnd(threading.Thread):
+    """Notes when the device has finished a step: a thread waits for `arrays`, which the step returns, so the loop need not.
+
+    For steps after which the host fetches the metrics long after the device is done, as in GRPO: there the next rollout comes
+    first. Without arrays the step is finished already.
+    """
+
+    def __init__(self, arrays: Any) -> None:
+        super().__init__()
+        self._arrays = jax.tree.leaves(arrays)
+        self._time_s = time.perf_counter()
+        if self._arrays:
+            self.start()
+
+    def run(self) -> None:
+        with suppress(Exception):  # the loop meets the same error when it fetches the arrays
+            jax.block_until_ready(self._arrays)
+        self._time_s = time.perf_counter()
+
+    def time_s(self) -> float:
+        """The time at which the step was finished, on the clock of `time.perf_counter`; waits for it."""
+        if self._arrays:
+            self.join()
+        return self._time_s

@@ -43,19 +43,22 @@ _EXIT_STATUS = {signal.SIGTERM: 75, signal.SIGINT: 130}  # of a run that was sto
 
 
 class Reporter:
-    """Writes a step's metrics once the next step is dispatched, so that the device never waits for the host to read them."""
+    """Writes a step's metrics once the next step is dispatched, so that the device never waits for the host to read them.
+
+    `time/step_s` is the time from the end of the previous step to the end of this one, not between their dispatches. After an
+    evaluation or a save it counts from there. So the times of a stage add up to its wall time without evaluations and saves;
+    the first step's includes compilation.
+    """
 
     def __init__(self, log: MetricsLog, max_nonfinite_steps: int, nonfinite_steps: int, watch: learning.LearningWatch) -> None:
         self.log, self.max_nonfinite_steps, self.nonfinite_steps = log, max_nonfinite_steps, nonfinite_steps
         self.watch = watch
         self._pending: tuple[int, str, StepReport, float] | None = None
-        self._last = time.perf_counter()
+        self._since = time.perf_counter()
 
     def push(self, step: int, stage: str, report: StepReport) -> None:
         """Takes the report of `step` and writes the one before it."""
-        now = time.perf_counter()
-        before, self._pending = self._pending, (step, stage, report, now - self._last)
-        self._last = now
+        before, self._pending = self._pending, (step, stage, report, time.perf_counter())
         if before:
             self._write(*before)
 
@@ -66,13 +69,20 @@ class Reporter:
             self._write(*before)
 
     def skip_time(self) -> None:
-        """Leaves what was done since the last step (an evaluation, a save) out of the next step's time."""
-        self._last = time.perf_counter()
+        """Leaves the time since the last step (an evaluation, a save) out of the next step's; nothing may be pending."""
+        self._since = time.perf_counter()
 
-    def _write(self, step: int, stage: str, report: StepReport, seconds: float) -> None:
+    def _write(self, step: int, stage: str, report: StepReport, pushed: float) -> None:
         import jax
 
+        earliest, arrived = max(self._since, pushed), time.perf_counter()
+        was_ready = all(leaf.is_ready() for leaf in jax.tree.leaves(list(report.device)))
         updates = jax.device_get(list(report.device))
+        if report.finished_s is not None:
+            finished = report.finished_s()
+        else:  # a step that was ready ended some time between its dispatch and now
+            finished = (earliest + arrived) / 2 if was_ready else time.perf_counter()
+        seconds, self._since = finished - self._since, finished
         metrics = {name: float(sum(u[name] for u in updates) / len(updates)) for name in (updates[0] if updates else ())}
         metrics |= report.host
         tokens = metrics.get("rollout/sampled_tokens", metrics.get("sft/tokens", 0.0))

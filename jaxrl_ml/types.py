@@ -180,3 +180,4 @@ class StepReport:
     device: Sequence[Mapping[str, Array]] = ()  # one mapping an update; logged as their mean
     samples: Sequence[Mapping[str, Any]] = ()  # records for samples.jsonl
     skipped: bool = False  # a non-finite reward: no update was made
+    finished_s: Callable[[], float] | None = None  # its end on perf_counter's clock; None: fetching the metrics tells

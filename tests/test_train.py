@@ -8,18 +8,25 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 
+from jaxrl_ml import train as train_module
+from jaxrl_ml.analysis.learning import LearningWatch
 from jaxrl_ml.checkpoint import load_reference
 from jaxrl_ml.config import MeshConfig
 from jaxrl_ml.models.transformer import Transformer
 from jaxrl_ml.pretrained import load_params, read_model_config
+from jaxrl_ml.programs import StepEnd
 from jaxrl_ml.sharding import Layout, make_mesh
-from jaxrl_ml.train import main
-from jaxrl_ml.types import UserError
+from jaxrl_ml.train import Reporter, main
+from jaxrl_ml.types import StepReport, UserError
 
 CONFIG = """
 import os, signal
@@ -512,6 +519,105 @@ config = replace(config, stages=(replace(grpo, reward=almost), replace(grpo, rew
         assert len(lines) == 1 and counted in lines[0], shown
     assert "warning: evaluation fine" not in shown
     assert [r["reward/correct"] for r in records(tmp_path / "run") if "reward/mean" in r] == [0] * 6 + [1] * 2
+
+
+# --------------------------------------------------------------------------------------------------------- times of steps
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+class Leaf:
+    """A metric that the device has at `at`; to fetch it waits until then."""
+
+    def __init__(self, clock: Clock, at: float) -> None:
+        self.clock, self.at = clock, at
+
+    def is_ready(self) -> bool:
+        return self.clock.now >= self.at
+
+    def __array__(self, *_: object, **__: object) -> np.ndarray:
+        self.clock.now = max(self.clock.now, self.at)
+        return np.float32(1)
+
+
+def step_times(
+    monkeypatch: pytest.MonkeyPatch, host_s: float, device_s: float, boundaries: tuple[int, ...], steps: int, own_end: bool
+) -> tuple[list[float], float]:
+    """The `time/step_s` of a stage whose steps take so long on the host and on the device, and the time that passed.
+
+    At boundaries there is an evaluation, which takes 100 s. own_end: the stage knows when the device was done, as GRPO does.
+    """
+    clock, written, left_out, busy_until = Clock(), [], 0.0, 0.0
+    monkeypatch.setattr(train_module, "time", clock)
+    log = SimpleNamespace(write=lambda step, stage, m: written.append(m), log_samples=lambda *_: None, say=lambda _: None)
+    reporter = Reporter(log, 5, 0, LearningWatch())
+    reporter.skip_time()
+    for step in range(1, steps + 1):
+        if own_end:  # it samples, hence waits for the update before
+            clock.now = max(clock.now, busy_until)
+        clock.now += host_s
+        busy_until = max(clock.now, busy_until) + device_s
+        end = (lambda at=busy_until: at) if own_end else None
+        reporter.push(step, "sft", StepReport({"sft/tokens": 60.0, "sft/loss_tokens": 1.0}, [{"x": Leaf(clock, busy_until)}],
+                                              finished_s=end))  # fmt: skip
+        if step in boundaries or step == steps:
+            reporter.flush()
+            clock.now += 100
+            left_out += 100
+            reporter.skip_time()
+    for metrics in written:
+        assert metrics["rate/tokens_per_s"] == pytest.approx(60 / metrics["time/step_s"])
+    return [metrics["time/step_s"] for metrics in written], clock.now - left_out
+
+
+@pytest.mark.parametrize("own_end", [False, True])
+@pytest.mark.parametrize("boundaries", [(), (1, 2, 7), tuple(range(20))])
+@pytest.mark.parametrize(("host_s", "device_s"), [(0.001, 1.0), (1.0, 0.001), (1.0, 0.9), (0.9, 1.0), (1.0, 1.0)])
+def test_the_times_of_steps_add_up_to_the_wall_time(
+    monkeypatch: pytest.MonkeyPatch, host_s: float, device_s: float, boundaries: tuple[int, ...], own_end: bool
+) -> None:
+    times, passed = step_times(monkeypatch, host_s, device_s, boundaries, 20, own_end)
+    assert sum(times) == pytest.approx(passed, rel=0.03)
+    slower = host_s + device_s if own_end or len(boundaries) == 20 else max(host_s, device_s)
+    assert np.median(times) == pytest.approx(slower, rel=0.03)
+    assert min(times) >= 0.45 * max(host_s, device_s), "no step seems many times faster than the machine"
+
+
+def test_a_step_of_grpo_ends_when_the_device_is_done_and_not_after_the_next_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
+    times, _ = step_times(monkeypatch, 3.0, 1.0, (5,), 10, own_end=True)
+    assert times == pytest.approx([4.0] * 10)
+
+
+def test_the_end_of_a_step_is_noted_without_waiting_for_it() -> None:
+    done, noted = threading.Event(), []
+
+    class Slow:
+        def block_until_ready(self) -> None:
+            assert done.wait(30)
+            noted.append(time.perf_counter())
+
+    end = StepEnd([{"x": Slow()}])
+    assert not noted
+    begun = time.perf_counter()
+    done.set()
+    assert begun <= noted_or(end, noted) <= end.time_s() <= time.perf_counter()
+
+    class Broken:
+        def block_until_ready(self) -> None:
+            raise RuntimeError("the loop meets this when it fetches")
+
+    assert begun <= StepEnd([Broken()]).time_s() and begun <= StepEnd([]).time_s() <= time.perf_counter()
+
+
+def noted_or(end: StepEnd, noted: list[float]) -> float:
+    end.join()
+    return noted[0]
 
 
 # ------------------------------------------------------------------------------------------- what a run leaves as it was
