@@ -353,7 +353,9 @@ def _train(config: Config, source: Path, overrides: Sequence[str], main_process:
 
     run_dir = storage.local(config.run_dir)
     if main_process:
-        write_folder(config, source, overrides)
+        note = write_folder(config, source, overrides)
+        if note is not None:
+            print(note)
     programs, tokenizer = build(config)
     if main_process:
         write_model_config(run_dir, programs.model.config)

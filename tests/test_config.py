@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from jaxrl_ml import train
-from jaxrl_ml.cli import first_difference, load, load_run, resolved, run_command, write_resolved
+from jaxrl_ml.cli import first_difference, load, load_run, resolved, run_command, source_files, write_folder, write_resolved
 from jaxrl_ml.config import (
     CheckpointConfig,
     ComputeConfig,
@@ -424,6 +424,72 @@ def test_named_rewards_are_resolved_with_their_weights(tmp_path):
         assert owner["reward"]["judge"] == [{"type": "Judge", "strict": False}, 0.5]
     changed = json.loads(json.dumps(resolved(load(path, ["--arm", "judge", "--stages.0.reward.judge.1", "2"]))))
     assert first_difference(data, changed) == ("stages.0.reward.judge.1", 0.5, 2)
+
+
+@pytest.fixture
+def own_modules(tmp_path, monkeypatch) -> Path:
+    """A config file, with a reward in a module beside it, which takes something from two others."""
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.startswith("beside_")]:
+        monkeypatch.delitem(sys.modules, name)
+    folder = tmp_path
+    (folder / "beside_reward.py").write_text(
+        "import beside_deep\nfrom beside_package import part\ndef reward(t, e): return t\n"
+    )
+    (folder / "beside_deep.py").write_text("import beside_reward  # in a circle\nvalue = 1\n")
+    (folder / "beside_package").mkdir()
+    (folder / "beside_package" / "__init__.py").write_text("")
+    (folder / "beside_package" / "part.py").write_text("x = 1\n")
+    (folder / "beside_unused.py").write_text("")
+    path = folder / "own.py"
+    path.write_text("import numpy, beside_reward\nfrom jaxrl_ml.config import *\n"
+                    "config = Config(evaluations=(Evaluation([1], {'r': (beside_reward.reward, 1.0)}),))\n")  # fmt: skip
+    return path
+
+
+def test_the_users_code_is_what_a_config_takes_it_from(tmp_path, own_modules):
+    path = own_modules
+    config = load(path)
+    expected = {"config.py": "own.py", "beside_reward": "beside_reward.py", "beside_deep": "beside_deep.py",
+                "beside_package": "beside_package/__init__.py", "beside_package.part": "beside_package/part.py"}  # fmt: skip
+    found = source_files(config, path)
+    assert {name: file.relative_to(tmp_path).as_posix() for name, file in found.items()} == expected
+    other = tmp_path / "other.py"  # another config that was read since
+    other.write_text(path.read_text())
+    load(other)
+    assert source_files(config, path) == found
+    assert source_files(replace(config, evaluations=(Evaluation([1], len),)), path) == {"config.py": path}
+
+
+@pytest.mark.parametrize("digests", ["kept", "lost", "damaged"])
+def test_code_that_changed_since_is_noted_and_kept(tmp_path, own_modules, digests):
+    path = own_modules
+    config = replace(load(path), run_dir=str(tmp_path / "run"))
+    run = tmp_path / "run"
+    assert write_folder(config, path, []) is None
+    path.write_text(path.read_text() + "# before the first checkpoint\n")
+    assert write_folder(config, path, []) is None, "nothing was trained with the code before"
+    (run / "checkpoints" / "4").mkdir(parents=True)
+    assert write_folder(config, path, []) is None
+    if digests != "kept":
+        (run / "sources.json").unlink()
+    if digests == "damaged":
+        (run / "sources.json").write_text("{")
+    first = path.read_text()
+    path.write_text(first + "# other\n")
+    (tmp_path / "beside_deep.py").write_text("value = 2\n")
+    note = write_folder(config, path, [])
+    assert "\n" not in note and str(path) in note
+    (kept,) = run.glob("config-*.py")
+    assert kept.read_text() == first and f"(before: {kept})" in note and (run / "config.py").read_text() == path.read_text()
+    assert (str(tmp_path / "beside_deep.py") in note) == (digests == "kept")
+    assert write_folder(config, path, []) is None, "told once"
+    (tmp_path / "beside_package" / "part.py").write_text("x = 2\n")
+    note = write_folder(config, path, [])
+    assert str(tmp_path / "beside_package" / "part.py") in note and str(path) not in note
+    # A run that is started from its own copy, in which something was changed.
+    (run / "config.py").write_text(first + "# edited in place\n")
+    assert f"{run / 'config.py'}." in write_folder(config, run / "config.py", [])
 
 
 def test_a_stage_may_have_an_optimizer_of_its_own():

@@ -691,3 +691,31 @@ def test_a_cache_that_the_user_has_set_up_is_left_alone(tmp_path: Path, one_devi
     assert run(little(tmp_path), tmp_path / "run", "--stages.0.num-steps", "1") == 0
     assert dict(jax.config.values) == before
     assert not (tmp_path / ".compilation_cache").exists()
+
+
+# --------------------------------------------------------------------------------------------------- code that has changed
+
+
+def test_a_run_that_goes_on_with_other_code_says_so(tmp_path: Path, one_device: None, capsys) -> None:
+    stop = """
+import os, signal
+def reward(texts, examples):
+    if (run_dir / "checkpoints").is_dir() and not any((run_dir / "checkpoints").iterdir()):
+        os.kill(os.getpid(), signal.SIGTERM)
+    return lengths(texts)
+from pathlib import Path
+run_dir = Path(RUN)
+config = replace(config, stages=(replace(grpo, reward=reward),))
+""".replace("RUN", repr(str(tmp_path / "run")))
+    path = little(tmp_path, stop)
+    assert run(path, tmp_path / "run") == 75
+    first = path.read_text()
+    path.write_text(first.replace("return lengths(texts)\nfrom", "return 9 * lengths(texts)\nfrom"))
+    assert run(path, tmp_path / "run", "--max-nonfinite-steps", "6") == 0
+    (note,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    (kept,) = (tmp_path / "run").glob("config-*.py")
+    assert f"changed since this run was last started: {path} (before: {kept})." in note
+    assert "is not compared field by field" in note
+    assert kept.read_text() == first and (tmp_path / "run/config.py").read_text() == path.read_text() != first
+    assert run(path, tmp_path / "run", "--max-nonfinite-steps", "6") == 0
+    assert "note:" not in capsys.readouterr().out
