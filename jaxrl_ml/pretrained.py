@@ -98,15 +98,38 @@ def best_step(path: str | Path) -> int | None:
         return checkpoints.best()
 
 
-def _best_metric(run: str | Path) -> str | None:
-    """What a run chooses its best checkpoint by: its resolved config says so, where its config.py may need what is not here."""
+def read_run_config(run: str | Path) -> dict[str, Any] | None:
+    """The resolved config of a run, from `config.json`; None where there is none. The run's `config.py` is not executed.
+
+    Raises UserError where the file is damaged.
+    """
     path = storage.local(run) / "config.json"
-    if not path.is_file():
+    if not is_run(run) or not path.is_file():
         return None
     try:
-        return json.loads(path.read_text())["checkpoint"]["best_metric"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); restore it, or delete it to go by the latest checkpoint") from error
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(run, error) from error
+    if not isinstance(config, dict):
+        raise damaged(run, f"it holds {type(config).__name__}, not an object")
+    return config
+
+
+def damaged(run: str | Path, reason: object) -> UserError:
+    """The error about a run whose config.json cannot be read."""
+    path = storage.local(run) / "config.json"
+    return UserError(
+        f"{path} cannot be read ({reason}); restore it, or delete it to take the latest checkpoint without the run's settings"
+    )
+
+
+def _best_metric(run: str | Path) -> str | None:
+    """The metric by which a run chooses its best checkpoint; None: it takes the latest."""
+    config = read_run_config(run)
+    try:
+        return None if config is None else config["checkpoint"]["best_metric"]
+    except (KeyError, TypeError) as error:
+        raise damaged(run, error) from error
 
 
 def shapes_of(model: Transformer, shardings: Any) -> Params:
