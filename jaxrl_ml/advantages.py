@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 STD_EPSILON = 1e-4
+_ROUNDING = 1e-7  # advantages of equal rewards are not always exactly zero
 
 
 def group_advantages(rewards: np.ndarray, group_size: int, kind: Literal["grpo", "dr_grpo", "rloo"]) -> np.ndarray:
@@ -37,6 +38,19 @@ def mixed_groups(correct: np.ndarray, group_size: int) -> np.ndarray:
     """
     grouped = np.asarray(correct, bool).reshape(-1, group_size)
     return grouped.any(1) & ~grouped.all(1)
+
+
+def learning_rows(advantages: np.ndarray, loss_mask: np.ndarray, language_values: np.ndarray | None = None) -> np.ndarray:
+    """Whether the rewards teach a row anything, bool [B]: some token that the loss reads has an advantage other than zero.
+
+    advantages, loss_mask: [B, C]. language_values: [Q, languages] of the rows' prompts, from which the rows' tags learn; a row
+    also counts where one of those is not zero.
+    """
+    rows = ((np.abs(advantages) > _ROUNDING) & loss_mask).any(1)
+    if language_values is None:
+        return rows
+    of_prompts = (np.abs(language_values) > _ROUNDING).any(1)
+    return rows | (np.repeat(of_prompts, len(rows) // len(of_prompts)) & loss_mask.any(1))
 
 
 def overlong_penalty(lengths: np.ndarray, limit: int, zone: int) -> np.ndarray:

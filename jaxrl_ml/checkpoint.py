@@ -29,14 +29,17 @@ from jaxrl_ml.config import CheckpointConfig, LoRAConfig
 from jaxrl_ml.models import lora
 from jaxrl_ml.types import Params, TrainState, UserError
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every phase of every save at warning level
-
-
 CHECKSUMS = "checksums.json"
 _COMMITTED = "commit_success.txt"  # what orbax writes last in a bucket, where it cannot rename
 _TIMES = "_CHECKPOINT_METADATA"  # of the save, which orbax writes once more as it commits
 _MD5_DIGITS = 32
 _BASE = "frozen base of the adapter"
+_ABSL = logging.getLogger("absl")  # orbax's, and perhaps the user's
+
+
+def _is_worth_logging(record: logging.LogRecord) -> bool:
+    """Leaves out what orbax reports of each phase of a save, at warning level and below."""
+    return record.levelno >= logging.ERROR or "orbax" not in record.pathname
 
 
 class Checkpoints:
@@ -44,12 +47,23 @@ class Checkpoints:
 
     def __init__(self, run_dir: Path, config: CheckpointConfig, read_only: bool = False) -> None:
         self.folder = storage.for_orbax(run_dir) / "checkpoints"
+        self._saving: int | None = None
+        self._best_metric = config.best_metric
+        self._filter = partial(_is_worth_logging)  # an object of its own, so that closing removes no other's
+        _ABSL.addFilter(self._filter)
+        try:
+            self._manager = ocp.CheckpointManager(self.folder, options=self._options(config, read_only))
+        except BaseException:
+            _ABSL.removeFilter(self._filter)
+            raise
+
+    def _options(self, config: CheckpointConfig, read_only: bool) -> ocp.CheckpointManagerOptions:
         kept: list[Any] = [policies.LatestN(n=config.keep)]
         rank = None
         if config.best_metric is not None:
             rank = itemgetter(config.best_metric)
             kept.append(policies.BestN(get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False))
-        options = ocp.CheckpointManagerOptions(
+        return ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(kept),
             best_fn=rank,  # without it orbax writes no metrics, and a resumed run forgets its best
             create=not read_only,
@@ -57,9 +71,6 @@ class Checkpoints:
             cleanup_tmp_directories=not read_only,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),  # called before the commit
         )
-        self._saving: int | None = None
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
-        self._best_metric = config.best_metric
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -222,6 +233,7 @@ class Checkpoints:
         try:
             self.wait()
         finally:
+            _ABSL.removeFilter(self._filter)
             self._manager.close()
 
 

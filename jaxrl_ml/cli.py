@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import _thread
 import dataclasses
+import functools
 import gc
+import hashlib
 import io
 import json
 import runpy
 import shutil
 import signal
 import sys
+import sysconfig
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import FrameType, FunctionType, ModuleType
 from typing import Any
 
 from jaxrl_ml import storage
@@ -26,6 +29,7 @@ from jaxrl_ml.config import Config
 from jaxrl_ml.types import UserError
 
 _CONFIG_MODULE = "<run_path>"
+_DIGESTS = "sources.json"  # SHA-256 of the files with the user's code, by name
 # Where a resumed run may differ from the run it resumes.
 _FREE_TO_CHANGE = ("run_dir", "mesh", "distributed", "logging", "checkpoint", "max_nonfinite_steps")
 
@@ -102,7 +106,7 @@ def resolved(config: Any) -> Any:
         return {"type": type(config).__name__, **values}
     if isinstance(config, (list, tuple)):
         return [resolved(item) for item in config]
-    if isinstance(config, dict):
+    if isinstance(config, Mapping):
         return {str(key): resolved(value) for key, value in config.items()}
     if config is None or isinstance(config, (str, int, float, bool)):
         return config
@@ -137,10 +141,9 @@ def write_resolved(config: Config, folder: Path) -> None:
 
 def check_folder(config: Config) -> None:
     """Raises UserError where the run folder holds another run."""
-    place, checkpoints = config.run_dir, storage.for_orbax(config.run_dir) / "checkpoints"
-    run_dir = storage.local(place)
+    place, run_dir = config.run_dir, storage.local(config.run_dir)
     existing = run_dir / "config.json"
-    if existing.is_file() and checkpoints.is_dir() and any(checkpoints.iterdir()):
+    if existing.is_file() and _has_checkpoints(place):
         try:
             old = json.loads(existing.read_text())
         except ValueError as error:
@@ -158,16 +161,107 @@ def check_folder(config: Config) -> None:
         raise UserError(f"{place} holds imported weights, not a run; start from them with init_from and another --run-dir")
 
 
-def write_folder(config: Config, source: Path, overrides: Sequence[str]) -> None:
-    """Makes the run folder, and writes there what the run is."""
+def _has_checkpoints(run_dir: str) -> bool:
+    checkpoints = storage.for_orbax(run_dir) / "checkpoints"
+    return checkpoints.is_dir() and any(checkpoints.iterdir())
+
+
+def write_folder(config: Config, source: Path, overrides: Sequence[str]) -> str | None:
+    """Makes the run folder, and writes there what the run is: its config, the config file, and digests of the user's code.
+
+    Returns a note for the user where a run goes on with other code than it had. That is no error, unlike a field that differs:
+    code cannot be compared by what it does, and to correct a typing error must not cost the run.
+    """
     run_dir = storage.local(config.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     write_resolved(config, run_dir)
+    digests = {name: _digest(path) for name, path in source_files(config, source).items()}
+    note = _changed_code(config, source, digests) if _has_checkpoints(config.run_dir) else None
     if source.resolve() != (run_dir / "config.py").resolve():
         shutil.copyfile(source, run_dir / "config.py.tmp")
         (run_dir / "config.py.tmp").replace(run_dir / "config.py")
-    (run_dir / "overrides.json.tmp").write_text(json.dumps(list(overrides)) + "\n")
-    (run_dir / "overrides.json.tmp").replace(run_dir / "overrides.json")
+    for name, value in (("overrides.json", list(overrides)), (_DIGESTS, digests)):
+        (run_dir / f"{name}.tmp").write_text(json.dumps(value) + "\n")
+        (run_dir / f"{name}.tmp").replace(run_dir / name)
+    return note
+
+
+def source_files(config: Config, source: Path) -> dict[str, Path]:
+    """The files with the user's code of a config: the config file, as `config.py`, and modules by their dotted names.
+
+    Modules are those of the functions and objects in the config, and what they and the config file import, other than this
+    library and installed packages.
+    """
+    files, seen = {"config.py": source}, set()
+    waiting = [_CONFIG_MODULE, *_modules_of(config)]
+    while waiting:
+        name = waiting.pop()
+        file = getattr(sys.modules.get(name), "__file__", None)
+        of_another_config = name == _CONFIG_MODULE and file != str(source)
+        if name in seen or of_another_config or file is None or not _is_users(Path(file).resolve()):
+            continue
+        seen.add(name)
+        waiting.append(name.rpartition(".")[0])  # the package
+        if Path(file).resolve() != source.resolve():
+            files[name] = Path(file)
+        for value in list(vars(sys.modules[name]).values()):
+            waiting += [value.__name__] if isinstance(value, ModuleType) else _modules_of(value, deep=False)
+    return dict(sorted(files.items()))
+
+
+def _modules_of(value: Any, deep: bool = True) -> Iterator[str]:
+    """The names of the modules that an object of a config takes its code from; `deep`: its fields and items, too."""
+    if isinstance(value, functools.partial):
+        value = value.func
+    yield type(value).__module__
+    if isinstance(value, (FunctionType, type)) and isinstance(value.__module__, str):
+        yield value.__module__
+    if deep and dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from _modules_of(getattr(value, field.name))
+    elif deep and isinstance(value, (dict, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _modules_of(item)
+
+
+def _is_users(path: Path) -> bool:
+    """Whether a file is Python code, and neither of this library, nor of Python, nor of an installed package."""
+    if path.suffix != ".py" or not path.is_file():
+        return False
+    library = [Path(__file__).parent, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))]
+    installed = {"site-packages", "dist-packages"} & set(path.parts)
+    return not installed and not any(path.is_relative_to(folder.resolve()) for folder in library)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _changed_code(config: Config, source: Path, digests: Mapping[str, str]) -> str | None:
+    """What to say where the user's code is not that of the run so far; keeps a copy of the config file that the run had."""
+    run_dir, place = storage.local(config.run_dir), storage.at(config.run_dir)
+    copy = run_dir / "config.py"
+    try:
+        before = dict(json.loads((run_dir / _DIGESTS).read_text()))
+    except (OSError, ValueError, TypeError):  # a run from before there were digests
+        before = {"config.py": _digest(copy)} if copy.is_file() else {}
+    changed = [name for name in digests if name in before and before[name] != digests[name]]
+    if not changed:
+        return None
+    shown = []
+    for name in changed:
+        if name != "config.py":
+            shown.append(f"{sys.modules[name].__file__}")
+        elif copy.is_file() and _digest(copy) == before[name]:
+            kept = f"config-{before[name][:8]}.py"
+            shutil.copyfile(copy, run_dir / kept)
+            shown.append(f"{source} (before: {place / kept})")
+        else:
+            shown.append(str(source))
+    return (
+        f"note: changed since this run was last started: {', '.join(shown)}. Rewards, tasks and prompt formats are code, which "
+        "is not compared field by field: the run goes on with the code as it is now"
+    )
 
 
 def run_command(main: Callable[[], int | None]) -> None:

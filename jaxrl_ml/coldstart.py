@@ -135,9 +135,10 @@ def _unscored(texts: Sequence[str], examples: Sequence[Example]) -> np.ndarray:
 def sift(stage: GRPOStage, detector: Detector, code: str, drafts: Sequence[Draft], tally: Tally) -> None:
     """Judges drafts of a language and takes into the tally the first good one of each problem, up to the quota."""
     from jaxrl_ml.data import score_rows
+    from jaxrl_ml.rewards.combined import reward_of
 
     examples = [replace(e, fields={**e.fields, "languages": (code,)}) for e in (stage.task[draft.problem] for draft in drafts)]
-    scores = score_rows(stage.reward, [draft.completion for draft in drafts], examples, 1)
+    scores = score_rows(reward_of(stage.name, stage), [draft.completion for draft in drafts], examples, 1)
     found = detector([draft.thinking for draft in drafts])
     compliant = found.code == code
     tally.sampled += len(drafts)

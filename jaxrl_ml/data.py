@@ -24,6 +24,7 @@ import grain
 import numpy as np
 
 from jaxrl_ml.languages.thinking import with_openings
+from jaxrl_ml.rewards.combined import as_scores
 from jaxrl_ml.types import Example, Packed, PromptFormat, Prompts, Reward, Rollout, Scores, Task, UserError, require
 
 if TYPE_CHECKING:
@@ -332,49 +333,17 @@ def scored_texts(tokenizer: Tokenizer, prompts: Prompts, texts: Sequence[str]) -
     return with_openings(tokenizer.decode(ends), texts)
 
 
-def check_reward(owner: str, reward: Any) -> None:
-    """Raises UserError where the reward of a stage or an evaluation is nothing that can be called."""
-    require(callable(reward), f"{owner}: reward={reward!r:.60} cannot be called; give a function of texts and examples")
-
-
 def score_rows(reward: Reward, texts: Sequence[str], examples: Sequence[Example], group_size: int) -> Scores:
-    """The reward's verdict on B = Q·group_size texts, of which rows b belong to `examples[b // group_size]`.
+    """The reward's scores of B = Q·group_size texts, of which rows b belong to `examples[b // group_size]`.
 
-    Rewards that are not finite are kept for the caller to count. Raises UserError where the reward does not return one
-    verdict a row.
+    Rewards that are not finite are kept for the caller to count. Raises UserError where the reward does not return one value
+    a row.
     """
     repeated = list(itertools.chain.from_iterable(itertools.repeat(example, group_size) for example in examples))
     if len(texts) != len(repeated):
         raise ValueError(f"{len(texts)} texts for {len(examples)} examples of {group_size} samples")
     name = getattr(reward, "__qualname__", type(reward).__qualname__)
-
-    def column(label: str, values: Any, kinds: str, dtype: type) -> np.ndarray:
-        values = np.asarray(values)
-        if values.shape != (len(texts),) or values.dtype.kind not in kinds:
-            raise UserError(
-                f"reward {name} returned {label} of shape {values.shape} and type {values.dtype} for {len(texts)} texts; "
-                f"return one {'bool' if dtype is bool else 'number'} per text"
-            )
-        with np.errstate(over="ignore"):
-            return values.astype(dtype)
-
-    result = reward(texts, repeated)
-    if not isinstance(result, Scores):
-        rewards = column("rewards", result, "biuf", np.float32)
-        return Scores(rewards=rewards, correct=rewards >= 1)
-    for label in ("step", "stage"):  # what a line of metrics.jsonl is of
-        require(label not in result.details, f"reward {name} has a detail {label!r}, which no metric can be called; rename it")
-    return Scores(
-        rewards=column("rewards", result.rewards, "biuf", np.float32),
-        correct=column("correct", result.correct, "b", bool),
-        parts={part: column(f"part {part!r}", values, "biuf", np.float32) for part, values in result.parts.items()},
-        timeout=None if result.timeout is None else column("timeout", result.timeout, "b", bool),
-        language_rewards=None
-        if result.language_rewards is None
-        else column("language_rewards", result.language_rewards, "biuf", np.float32),
-        languages=None if result.languages is None else column("languages", result.languages, "i", np.int32),
-        details={label: column(f"detail {label!r}", values, "biuf", np.float32) for label, values in result.details.items()},
-    )
+    return as_scores(reward(texts, repeated), len(texts), f"reward {name}")
 
 
 def completion_width(lengths: np.ndarray, max_width: int) -> int:

@@ -18,7 +18,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -324,8 +324,8 @@ def tiny_run() -> str:
     from jaxrl_ml.checkpoint import Checkpoints
     from jaxrl_ml.train import train
 
-    with _temporary_folder() as folder:
-        config = _tiny_config(folder, len(jax.devices()))
+    with tempfile.TemporaryDirectory(prefix="jaxrl_ml_doctor_") as name:
+        config = _tiny_config(Path(name), len(jax.devices()))
         with contextlib.redirect_stdout(io.StringIO()):
             train(config, Path(__file__))
         lines = [json.loads(line) for line in (Path(config.run_dir) / "metrics.jsonl").read_text().splitlines()]
@@ -374,21 +374,6 @@ def _length_reward(texts: Sequence[str], examples: Sequence[Example]) -> np.ndar
     import numpy as np
 
     return np.array([float(len(text)) for text in texts], np.float32)
-
-
-@contextlib.contextmanager
-def _temporary_folder() -> Iterator[Path]:
-    """A folder that is removed at the end, with a compilation cache that is not used beyond it."""
-    import jax
-    from jax.experimental.compilation_cache import compilation_cache
-
-    before = jax.config.jax_compilation_cache_dir
-    with tempfile.TemporaryDirectory(prefix="jaxrl_ml_doctor_") as folder:
-        try:
-            yield Path(folder)
-        finally:
-            jax.config.update("jax_compilation_cache_dir", before)
-            compilation_cache.reset_cache()  # or it would go on writing to the folder that is gone
 
 
 CHECKS: dict[str, Callable[[], str]] = {

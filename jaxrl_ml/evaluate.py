@@ -26,11 +26,13 @@ from jaxrl_ml import storage
 from jaxrl_ml.analysis import passk
 from jaxrl_ml.analysis.language_tables import languages_table, settings_table
 from jaxrl_ml.analysis.languages import by_language, language_metrics, win_tie_lose
+from jaxrl_ml.analysis.learning import plain_reward_warning
 from jaxrl_ml.cli import load, load_run, resolved, run_command
 from jaxrl_ml.config import Config, Evaluation
 from jaxrl_ml.languages.settings import ENGLISH, Setting, language_settings, tell, thinking_ends
 from jaxrl_ml.languages.thinking import with_openings
 from jaxrl_ml.metrics import plain, visible
+from jaxrl_ml.rewards.combined import reward_of
 from jaxrl_ml.types import Example, Params, Prompts, Rollout, UserError
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ class EvaluationResult:
 
     metrics: Mapping[str, float]
     records: Sequence[Mapping[str, Any]]
+    warning: str | None = None  # for the user, where `correct` is probably not what was meant
 
 
 class _Batch(NamedTuple):
@@ -76,7 +79,7 @@ class Evaluator:
         from jaxrl_ml.languages.tags import check_decoding, language_action
         from jaxrl_ml.sampler import settings_of
 
-        data.check_reward(f"evaluation {evaluation.name}", evaluation.reward)
+        self._reward = reward_of(f"evaluation {evaluation.name}", evaluation)
         self.evaluation, self.seed = evaluation, seed
         self._programs, self._tokenizer = programs, tokenizer
         layout, sampling = programs.layout, evaluation.sampling
@@ -125,7 +128,9 @@ class Evaluator:
         own = list(data.experience(sample, len(self._batches), self._judge))
         blocks = self._programs.layout.gather_blocks(own)
         records = [record for batch in zip(*blocks, strict=True) for block in batch for record in block]
-        return EvaluationResult(summarise(records, self.evaluation.samples_per_prompt, self.seed), records)
+        plain = [record.pop("plain_reward") for record in records if "plain_reward" in record]
+        warning = plain_reward_warning(f"evaluation {self.evaluation.name}", min(plain), max(plain)) if plain else None
+        return EvaluationResult(summarise(records, self.evaluation.samples_per_prompt, self.seed), records, warning)
 
     def _sample(self, weights: Params, prompts: Prompts, seed_words: Any) -> Rollout:
         sampling = self.evaluation.sampling
@@ -156,7 +161,7 @@ class Evaluator:
         texts = data.decode_rows(self._tokenizer, completions, lengths)
         rows = [row[:length] for row, length in zip(completions, lengths, strict=True)]
         ends = thinking_ends(texts, rows, self._tokenizer.decode)
-        scores = data.score_rows(self.evaluation.reward, with_openings(batch.prompt_texts, texts), batch.own, G)
+        scores = data.score_rows(self._reward, with_openings(batch.prompt_texts, texts), batch.own, G)
         return [
             {
                 "id": batch.own[b // G].id,
@@ -172,6 +177,7 @@ class Evaluator:
                 "thinking_end": int(ends[b]),  # in tokens
                 "truncated": bool(truncated[b]),
                 "timeout": scores.timeout is not None and bool(scores.timeout[b]),
+                **({} if scores.plain_rewards is None else {"plain_reward": float(scores.plain_rewards[b])}),  # see `run`
             }
             for b in range(B)
         ]
@@ -394,7 +400,10 @@ class StoredModel:
     def run(self, evaluations: Sequence[Evaluation]) -> Iterator[EvaluationResult]:
         """The results of evaluations, all of which are made ready before the weights are read."""
         for evaluator in [self.evaluator(evaluation) for evaluation in evaluations]:
-            yield evaluator.run(self.weights, self.step or 0)
+            result = evaluator.run(self.weights, self.step or 0)
+            if result.warning is not None and self.writes:
+                print(result.warning)
+            yield result
 
 
 if __name__ == "__main__":

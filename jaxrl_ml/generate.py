@@ -2,12 +2,16 @@
 
 In: a model and one prompt. Out: its completions as text, as they come. The tokens are those that `Programs.sample` draws with
 the same seed; control characters are spelled out, for model text may drive a terminal.
+
+A run's system prompt and stop texts are those that it was trained with (`config.json`; its `config.py` is not executed). Its
+prompt_format is code and is not applied: the prompt is the user's message. Language tags are not applied either.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -69,6 +73,52 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str, system: str | None = None, cha
         return tokenizer.encode_prompts([prompt])[0]
     messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
     return tokenizer.encode_prompts([[*messages, {"role": "user", "content": prompt}]])[0]
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """The settings of a run that shape what its model is given and writes. A Hugging Face folder has none."""
+
+    system: str | None = None
+    stop: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What of the run's prompts is not applied here."""
+
+
+def run_settings(source: Path, step: int | None) -> RunSettings:
+    """The settings with which a run trained checkpoint `step` (None: the best, or else the latest).
+
+    Raises UserError where the run's config.json is damaged.
+    """
+    from jaxrl_ml import pretrained
+
+    config = pretrained.read_run_config(source)
+    if config is None:
+        return RunSettings()
+    try:
+        system, stages = config["system_prompt"], config["stages"]
+        stage = _stage_of(stages, pretrained.best_step(source) if step is None else step)
+        stop = tuple(stage.get("sampling", {}).get("stop", ()))
+        language = stage.get("language", {"mode": "off"})
+        mode, languages = language["mode"], ", ".join(language.get("languages", ()))
+        if not all(isinstance(text, str) for text in (*stop, "" if system is None else system)):
+            raise TypeError("system_prompt and sampling.stop must be texts")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise pretrained.damaged(source, f"{type(error).__name__}: {error}") from error
+    notes = ()
+    if mode in ("constrained", "forced"):
+        notes = (f"note: in training, completions start with a language tag ({mode}: {languages}); here they start freely",)
+    return RunSettings(system, stop, notes)
+
+
+def _stage_of(stages: Sequence[Mapping[str, Any]], step: int | None) -> Mapping[str, Any]:
+    """The stage that trained checkpoint `step`, of stages as config.json has them; {} where there is none."""
+    end = 0
+    for stage in stages:
+        end += stage["num_steps"]
+        if step is not None and step <= end:
+            return stage
+    return {}
 
 
 def left_padded(ids: Sequence[int], pad_id: int) -> Prompts:
@@ -153,7 +203,7 @@ def _generate(
     top_k: int = 0,
     top_p: float = 1.0,
     min_p: float = 0.0,
-    stop: tuple[str, ...] = (),
+    stop: tuple[str, ...] | None = None,
     system: str | None = None,
     chat: bool = True,
     seed: int = 0,
@@ -164,15 +214,16 @@ def _generate(
 
     Args:
         source: Folder of the run, or of the model.
-        prompt: The prompt; - reads it from standard input.
+        prompt: The prompt, as the user's message: a run's prompt_format is code and is not applied. - reads it from standard
+            input.
         step: Checkpoint of the run; by default the best, or else the latest.
         max_new_tokens: Longest completion.
         temperature: 0 is greedy.
         top_k: Sample from the k likeliest tokens; 0 is off.
         top_p: Sample from the likeliest tokens that make up this probability; 1 is off.
         min_p: Sample from tokens at least this likely relative to the likeliest; 0 is off.
-        stop: Texts that end a completion.
-        system: System prompt.
+        stop: Texts that end a completion; by default those that the run was trained with. --stop alone is none.
+        system: System prompt; by default the run's. "" is none.
         chat: Write the prompt in the chat template, where the tokenizer has one.
         seed: Seed of the sampling.
         num_samples: Completions of the prompt; the first is streamed, the others follow.
@@ -186,13 +237,26 @@ def _generate(
         raise UserError(f"--seed {seed} must be in 0..{2**32 - 1}")
     from jaxrl_ml.processes import require_alone
 
-    sampling = SamplingConfig(
-        max_completion_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, stop=stop
-    )
     require_alone("generate")
+    settings = run_settings(source, step)
+    sampling = SamplingConfig(
+        max_completion_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        stop=settings.stop if stop is None else stop,
+    )
     text = sys.stdin.read() if prompt == "-" else prompt
     programs, weights, tokenizer = load_model(source, step, tensor)
-    ids = prompt_ids(tokenizer, text, system, chat)
+    notes = list(settings.notes)
+    if system is None and settings.system is not None and not (chat and tokenizer.has_chat_template):
+        notes.append(f"note: the run's system prompt is left out, since the prompt is plain text: {settings.system!r:.80}")
+    elif system is None:
+        system = settings.system
+    for note in notes:
+        print(visible(note), file=sys.stderr)
+    ids = prompt_ids(tokenizer, text, system or None, chat)
     others = [""] * (num_samples - 1)
     for first, *rest in stream(programs, weights, tokenizer, ids, sampling, num_samples, seed):
         print(visible(first), end="", flush=True)

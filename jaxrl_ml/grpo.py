@@ -17,13 +17,14 @@ import jax
 import numpy as np
 
 from jaxrl_ml import data, processes, storage
-from jaxrl_ml.advantages import group_advantages, mixed_groups, overlong_penalty
+from jaxrl_ml.advantages import group_advantages, learning_rows, mixed_groups, overlong_penalty
 from jaxrl_ml.config import Config, GRPOStage, Stage
 from jaxrl_ml.credit import language_values, tag_mask, thinking_advantages
 from jaxrl_ml.languages.tags import check_decoding, language_action
 from jaxrl_ml.models import lora
 from jaxrl_ml.optimizer import make_optimizer
-from jaxrl_ml.programs import Programs
+from jaxrl_ml.programs import Programs, StepEnd
+from jaxrl_ml.rewards.combined import reward_of
 from jaxrl_ml.sampler import settings_of
 from jaxrl_ml.sharding import Layout
 from jaxrl_ml.tokenizer import Tokenizer
@@ -75,7 +76,7 @@ class GRPO:
         self.layout = programs.layout
         _check_shards(stage, self.layout.row_shards)
         self.layout.check_length(f"{stage.name}.sampling.max_completion_tokens", stage.sampling.max_completion_tokens)
-        data.check_reward(stage.name, stage.reward)
+        self.reward = reward_of(stage.name, stage)
         self.optimizer = make_optimizer(config.optimizer_of(stage), stage.num_steps * stage.updates_per_step)
         action = language_action(stage.language, tokenizer.encode, stage.sampling.max_completion_tokens)
         check_decoding(stage.name, stage.language, tokenizer)
@@ -108,10 +109,12 @@ class GRPO:
         return_freed_pages(state.params)
         batch = assemble(experience.rollout, experience.scores, stage)
         host["rollout/learned_rows"] = float(batch.loss_mask.any(1).mean())
+        learning = learning_rows(batch.advantages, batch.loss_mask, batch.language_values)
+        host["rollout/advantage_rows"] = float(learning.mean())
         samples = self._sample_records(experience, batch, step)
         learn = learning_minibatches(batch.loss_mask, stage.num_minibatches, stage.group_size)
         if host["reward/nonfinite"] or not learn.any():
-            return state, StepReport(host, samples=samples, skipped=host["reward/nonfinite"] > 0)
+            return state, StepReport(host, (), samples, host["reward/nonfinite"] > 0, StepEnd(()).time_s)
         batch = self.layout.put_rows(self.layout.own_rows(batch))
         host["time/host_exposed_s"] = self._idle.ended()
         if stage.updates_per_step > 1:
@@ -123,7 +126,7 @@ class GRPO:
         for minibatch in list(compress(self.minibatches, learn)) * stage.num_epochs:
             state, update_metrics = self._update(state, batch, minibatch, temperature, self.trie)
             metrics.append(update_metrics)
-        return state, StepReport(host, metrics, samples)
+        return state, StepReport(host, metrics, samples, finished_s=StepEnd(metrics).time_s)
 
     def _collect(self, weights: Params, step: int) -> tuple[Experience, dict[str, float]]:
         """The whole step's experience; with filter=resample, rounds of other prompts until enough groups are mixed."""
@@ -139,9 +142,9 @@ class GRPO:
             if mixed >= stage.prompts_per_step:
                 break
         experience = merge(rounds)
-        if isinstance(stage.reward, StepReward):
+        if isinstance(self.reward, StepReward):
             with jax.transfer_guard("allow"):
-                experience = experience._replace(scores=stage.reward.over_step(experience.scores))
+                experience = experience._replace(scores=self.reward.over_step(experience.scores))
         # Told of all that was sampled, before any of it is selected: the policy's own success, not that of mixed groups.
         host = describe(experience, stage.group_size) | {"time/judge_s": judge_s, "rollout/attempts": float(len(rounds))}
         if self.trie is not None:
@@ -188,7 +191,7 @@ class GRPO:
             texts = data.decode_rows(self.tokenizer, rollout.completions, rollout.lengths)
             with jax.transfer_guard("allow"):  # of the user's own: a reward may be a model in jax
                 scored = data.scored_texts(self.tokenizer, rollout.prompts, texts)
-                scores = data.score_rows(stage.reward, scored, examples, stage.group_size)
+                scores = data.score_rows(self.reward, scored, examples, stage.group_size)
             seconds += time.perf_counter() - started
             return Experience([example.id for example in examples], rollout, texts, scores)
 
@@ -263,6 +266,7 @@ def merge(rounds: list[Experience]) -> Experience:
             _join_columns([s.details for s in scores]),
             None if scores[0].language_rewards is None else join([s.language_rewards for s in scores]),
             None if scores[0].languages is None else join([s.languages for s in scores]),
+            None if any(s.plain_rewards is None for s in scores) else join([s.plain_rewards for s in scores]),
         ),
     )
 
@@ -350,6 +354,9 @@ def describe(experience: Experience, group_size: int) -> dict[str, float]:
         "rollout/truncated": float(rollout.truncated.mean()),
         "rollout/mixed_groups": float(mixed_groups(scores.correct, group_size).mean()),
     }
+    if scores.plain_rewards is not None:
+        metrics["reward/plain_max"] = float(scores.plain_rewards.max())
+        metrics["reward/plain_min"] = float(scores.plain_rewards.min())
     own = {f"reward/{name}": float(part.mean()) for name, part in scores.parts.items()}
     own |= {name: float(detail.mean()) for name, detail in scores.details.items()}
     return own | metrics

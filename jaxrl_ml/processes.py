@@ -14,12 +14,14 @@ import io
 import json
 import os
 import re
+import signal
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import jax
@@ -53,13 +55,16 @@ def together(config: DistributedConfig, environment: Mapping[str, str] = os.envi
     if arguments is None:
         yield True
         return
-    jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is the loop's
+    before = jax.config.jax_enable_preemption_service
+    jax.config.update("jax_enable_preemption_service", False)  # the training loop itself handles SIGTERM
     try:
         jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=config.timeout_s + _GRACE_S)
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"the processes did not meet ({_first_line(error)}); check that all were started, and the distributed.* settings"
         ) from error
+    finally:
+        jax.config.update("jax_enable_preemption_service", before)
     watch = _Watch(config.timeout_s)
     watch.start()
     try:
@@ -232,6 +237,29 @@ class Vote:
         given = np.full(jax.local_device_count(), number, np.int32)
         before, self._pending = self._pending, jnp.max(jax.make_array_from_process_local_data(sharding, given))
         return 0 if before is None else int(before)
+
+
+class StopSignal:
+    """Remembers SIGTERM and SIGINT until the next step boundary; a second SIGINT interrupts at once."""
+
+    def __enter__(self) -> StopSignal:
+        self.requested = 0  # the number of the signal
+        self._vote = Vote()
+        self._previous = {s: signal.signal(s, self._request) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = number
+
+    def agreed(self) -> int:
+        """The signal that some process got, which stops all: called by each at every step boundary."""
+        return self._vote(self.requested)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
 
 def farewell(error: BaseException) -> str:

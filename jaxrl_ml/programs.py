@@ -18,13 +18,19 @@ nothing. Each is lowered for one mesh, with the outputs' shardings pinned.
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from contextlib import contextmanager, suppress
+from functools import partial, update_wrapper
+from pathlib import PurePath
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
 from jaxrl_ml import compaction, sampler, update
 from jaxrl_ml.config import ComputeConfig, GRPOStage, LoRAConfig, ModelConfig, SFTStage
@@ -34,6 +40,46 @@ from jaxrl_ml.models.kernels import Kernel, on_one_device
 from jaxrl_ml.models.transformer import Transformer, extend_vocabulary, unstack
 from jaxrl_ml.sharding import BETWEEN, SAMPLING, SPLIT_SAMPLING, TRAINING, Layout
 from jaxrl_ml.types import Params, Prompts, Rollout, Tags, TagTrie, TrainState, require
+
+_CACHE_SETTINGS = (
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+    "jax_persistent_cache_min_entry_size_bytes",  # jax changes it when it opens a cache
+)
+
+
+@contextmanager
+def compilation_cache(folder: PurePath) -> Iterator[None]:
+    """Keeps compiled programs in `folder` inside the context, so that a repeated run starts in seconds.
+
+    A cache that the user has set up is left alone. On leaving, jax's settings are as they were.
+    """
+    if jax.config.jax_compilation_cache_dir is not None:
+        yield
+        return
+    before = {name: getattr(jax.config, name) for name in _CACHE_SETTINGS}
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        jax_cache.reset_cache()  # jax would go on using the open one
+
+
+def _jit(function: Callable[..., Any], **options: Any) -> Any:
+    """`jax.jit` of a function of this library, in which arrays of different ranks do not broadcast (rank promotion).
+
+    The rule holds while the function is traced, in whatever thread that is. It is no setting of the process, because rewards
+    and tasks of a user may use jax too.
+    """
+
+    def strict(*args: Any, **kwargs: Any) -> Any:
+        with jax.numpy_rank_promotion("raise"):
+            return function(*args, **kwargs)
+
+    return jax.jit(update_wrapper(strict, function), **options)
 
 
 def resolve_dtype(name: str) -> Any:
@@ -94,19 +140,19 @@ class Programs:
         layer_axes = jax.tree.map(lambda names: names[1:], axes["layers"], is_leaf=lambda leaf: isinstance(leaf, tuple))
         weight_shardings = sampling.tree({**axes, "layers": (layer_axes,) * config.num_layers}, weights)
 
-        self.init = jax.jit(self.model.init, out_shardings=self.param_shardings)
-        self._merge = jax.jit(lora.merged, out_shardings=self.param_shardings)
-        self.gather = jax.jit(self._to_sampling, out_shardings=weight_shardings)
+        self.init = _jit(self.model.init, out_shardings=self.param_shardings)
+        self._merge = _jit(lora.merged, out_shardings=self.param_shardings)
+        self.gather = _jit(self._to_sampling, out_shardings=weight_shardings)
         rows = self.layout.rows
         plain = Rollout(Prompts(rows(2), rows(2), rows(1)), rows(2), rows(1), rows(2), rows(2), rows(1))
         tagged = plain._replace(prompts=plain.prompts._replace(allowed=rows(2)), tags=Tags(rows(2), rows(1)))
         self._rollout_shardings = {False: plain, True: tagged}
         self._sample, self._sample_tagged = (
-            jax.jit(self._sample_all, static_argnums=(6, 7, 8, 9), out_shardings=shardings) for shardings in (plain, tagged)
+            _jit(self._sample_all, static_argnums=(6, 7, 8, 9), out_shardings=shardings) for shardings in (plain, tagged)
         )
         self._pieces: dict[Any, dict[Any, Any]] = {}
-        self.begin = jax.jit(partial(sampler.begin, self.sampling_model), static_argnums=(4, 5, 6))
-        self.decode = jax.jit(partial(sampler.decode, self.sampling_model), static_argnums=(4,), donate_argnums=(1,))
+        self.begin = _jit(partial(sampler.begin, self.sampling_model), static_argnums=(4, 5, 6))
+        self.decode = _jit(partial(sampler.decode, self.sampling_model), static_argnums=(4,), donate_argnums=(1,))
 
     def _to_sampling(self, params: Params) -> Params:
         def cast(path: tuple, leaf: jax.Array) -> jax.Array:
@@ -184,7 +230,7 @@ class Programs:
             shapes = jax.eval_shape(function, *arguments)
             like = self.decoding_like(shapes[0] if told else shapes)
             pinned = (_shardings(like), *[layout.replicated] * told) if told else _shardings(like)
-            lowered[name] = jax.jit(function, out_shardings=pinned, donate_argnums=donate).lower(*arguments)
+            lowered[name] = _jit(function, out_shardings=pinned, donate_argnums=donate).lower(*arguments)
             return like
 
         def decode(grid: int, width: int, weights, state, stop_table, settings, trie):
@@ -211,7 +257,7 @@ class Programs:
                 if grid + 1 < len(grids):
                     move = partial(sampler.move, model, stopped=stopped, shards=shards, old=grids[grid], new=grids[grid + 1])
                     states[grid + 1, width] = lower(("move", grid, width), move, state)
-            finish = jax.jit(partial(sampler.finish, shards=shards), out_shardings=self._rollout_shardings[trie is not None])
+            finish = _jit(partial(sampler.finish, shards=shards), out_shardings=self._rollout_shardings[trie is not None])
             lowered["finish", grid] = finish.lower(prompts, state.written, state.stopped, stop_table, trie)
         with ThreadPoolExecutor() as pool:
             return dict(zip(lowered, pool.map(lambda piece: piece.compile(), lowered.values()), strict=True))
@@ -237,12 +283,12 @@ class Programs:
         tables = {name: params[name] for name in ("embed", "lm_head") if name in params}
         bound = partial(extend_vocabulary, first=first, count=count, size=self.model.config.vocab_size)
         shardings = {name: self.param_shardings[name] for name in tables}
-        return {**params, **jax.jit(bound, out_shardings=shardings)(tables)}
+        return {**params, **_jit(bound, out_shardings=shardings)(tables)}
 
     def adapt(self, params: Params, config: LoRAConfig, key: jax.Array) -> Params:
         """`params` under a new adapter, drawn from `key`, that changes nothing yet."""
         like = lora.adapter_like(self.params_like(), config.rank)
-        draw = jax.jit(partial(lora.init_adapter, like), out_shardings=_shardings(like))
+        draw = _jit(partial(lora.init_adapter, like), out_shardings=_shardings(like))
         return lora.attach(params, draw(key), config)
 
     def merge(self, params: Params) -> Params:
@@ -278,12 +324,12 @@ class Programs:
     def moments(self, optimizer: optax.GradientTransformation, params: Params) -> Any:
         """The optimiser's initial state for what is trained of `params`."""
         shardings = _shardings(self._moment_shapes(optimizer, params))
-        return jax.jit(optimizer.init, out_shardings=shardings)(lora.trained(params))
+        return _jit(optimizer.init, out_shardings=shardings)(lora.trained(params))
 
     def score(self, stage: GRPOStage) -> Any:
         """(params, rollout, temperature, trie) → log-probs f32 [B, C]."""
         parts = stage.num_minibatches * stage.num_microbatches
-        return jax.jit(partial(update.score, self.model, parts, self._slicing), out_shardings=self.layout.rows(2))
+        return _jit(partial(update.score, self.model, parts, self._slicing), out_shardings=self.layout.rows(2))
 
     def update(self, stage: GRPOStage, optimizer: optax.GradientTransformation) -> Any:
         """(state, batch, minibatch, temperature, trie) → (state, metrics); the state is donated."""
@@ -299,14 +345,40 @@ class Programs:
             stage.language.languages,
         )
         state = _shardings(self.state_shapes(optimizer, stage.lora))
-        return jax.jit(bound, donate_argnums=(0,), out_shardings=(state, self.layout.replicated))
+        return _jit(bound, donate_argnums=(0,), out_shardings=(state, self.layout.replicated))
 
     def fit(self, stage: SFTStage, optimizer: optax.GradientTransformation) -> Any:
         """(state, packed batch) → (state, metrics); the state is donated."""
         bound = partial(update.sft_update, self.model, optimizer, stage.num_microbatches, self._slicing)
         state = _shardings(self.state_shapes(optimizer, stage.lora))
-        return jax.jit(bound, donate_argnums=(0,), out_shardings=(state, self.layout.replicated))
+        return _jit(bound, donate_argnums=(0,), out_shardings=(state, self.layout.replicated))
 
 
 def _shardings(shapes: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.sharding, shapes)
+
+
+class StepEnd(threading.Thread):
+    """Notes when the device has finished a step: a thread waits for `arrays`, which the step returns, so the loop need not.
+
+    For steps after which the host fetches the metrics long after the device is done, as in GRPO: there the next rollout comes
+    first. Without arrays the step is finished already.
+    """
+
+    def __init__(self, arrays: Any) -> None:
+        super().__init__()
+        self._arrays = jax.tree.leaves(arrays)
+        self._time_s = time.perf_counter()
+        if self._arrays:
+            self.start()
+
+    def run(self) -> None:
+        with suppress(Exception):  # the loop meets the same error when it fetches the arrays
+            jax.block_until_ready(self._arrays)
+        self._time_s = time.perf_counter()
+
+    def time_s(self) -> float:
+        """The time at which the step was finished, on the clock of `time.perf_counter`; waits for it."""
+        if self._arrays:
+            self.join()
+        return self._time_s

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from jaxrl_ml import storage
+from jaxrl_ml.analysis.learning import learning_summary
 from jaxrl_ml.cli import run_command
 from jaxrl_ml.metrics import METRICS_FILE, SAMPLES_FILE, duration, read_metrics, read_samples, visible
 from jaxrl_ml.types import UserError
@@ -112,9 +113,10 @@ def _page(run_dir: Path, records: Sequence[Mapping[str, Any]], samples: Sequence
 
     config = _config(run_dir)
     name = escape(visible(run_dir.resolve().name))
+    lines = [_headline(run_dir), _facts(records, config), *learning_summary(records)]
     parts = [
         f"<h1>{name}</h1>",
-        *(f'<p class="note">{escape(visible(line))}</p>' for line in (_headline(run_dir), _facts(records, config)) if line),
+        *(f'<p class="note">{escape(visible(line))}</p>' for line in lines if line),
         "<h2>Stages</h2>",
         _stage_table(records, config),
     ]

@@ -20,10 +20,10 @@ import time
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from jaxrl_ml import storage
+from jaxrl_ml.analysis import learning
 from jaxrl_ml.cli import check_folder, load, resolved, run_command, write_folder
 from jaxrl_ml.config import Config, GRPOStage, Stage
 from jaxrl_ml.records import cut_back, write_records
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from jaxrl_ml.evaluate import Evaluator
     from jaxrl_ml.grpo import GRPO
     from jaxrl_ml.metrics import MetricsLog
+    from jaxrl_ml.processes import StopSignal
     from jaxrl_ml.programs import Programs
     from jaxrl_ml.sft import SFT
     from jaxrl_ml.tokenizer import Tokenizer
@@ -41,44 +42,23 @@ if TYPE_CHECKING:
 _EXIT_STATUS = {signal.SIGTERM: 75, signal.SIGINT: 130}  # of a run that was stopped
 
 
-class StopSignal:
-    """Remembers SIGTERM and SIGINT until the next step boundary; a second SIGINT interrupts at once."""
-
-    def __enter__(self) -> StopSignal:
-        from jaxrl_ml.processes import Vote
-
-        self.requested = 0  # the number of the signal
-        self._vote = Vote()
-        self._previous = {s: signal.signal(s, self._request) for s in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.requested = number
-
-    def agreed(self) -> int:
-        """The signal that some process got, which stops all: called by each at every step boundary."""
-        return self._vote(self.requested)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-
 class Reporter:
-    """Writes a step's metrics once the next step is dispatched, so that the device never waits for the host to read them."""
+    """Writes a step's metrics once the next step is dispatched, so that the device never waits for the host to read them.
 
-    def __init__(self, log: MetricsLog, max_nonfinite_steps: int, nonfinite_steps: int) -> None:
+    `time/step_s` is the time from the end of the previous step to the end of this one, not between their dispatches. After an
+    evaluation or a save it counts from there. So the times of a stage add up to its wall time without evaluations and saves;
+    the first step's includes compilation.
+    """
+
+    def __init__(self, log: MetricsLog, max_nonfinite_steps: int, nonfinite_steps: int, watch: learning.LearningWatch) -> None:
         self.log, self.max_nonfinite_steps, self.nonfinite_steps = log, max_nonfinite_steps, nonfinite_steps
+        self.watch = watch
         self._pending: tuple[int, str, StepReport, float] | None = None
-        self._last = time.perf_counter()
+        self._since = time.perf_counter()
 
     def push(self, step: int, stage: str, report: StepReport) -> None:
         """Takes the report of `step` and writes the one before it."""
-        now = time.perf_counter()
-        before, self._pending = self._pending, (step, stage, report, now - self._last)
-        self._last = now
+        before, self._pending = self._pending, (step, stage, report, time.perf_counter())
         if before:
             self._write(*before)
 
@@ -89,22 +69,32 @@ class Reporter:
             self._write(*before)
 
     def skip_time(self) -> None:
-        """Leaves what was done since the last step (an evaluation, a save) out of the next step's time."""
-        self._last = time.perf_counter()
+        """Leaves the time since the last step (an evaluation, a save) out of the next step's; nothing may be pending."""
+        self._since = time.perf_counter()
 
-    def _write(self, step: int, stage: str, report: StepReport, seconds: float) -> None:
+    def _write(self, step: int, stage: str, report: StepReport, pushed: float) -> None:
         import jax
 
+        earliest, arrived = max(self._since, pushed), time.perf_counter()
+        was_ready = all(leaf.is_ready() for leaf in jax.tree.leaves(list(report.device)))
         updates = jax.device_get(list(report.device))
+        if report.finished_s is not None:
+            finished = report.finished_s()
+        else:  # a step that was ready ended some time between its dispatch and now
+            finished = (earliest + arrived) / 2 if was_ready else time.perf_counter()
+        seconds, self._since = finished - self._since, finished
         metrics = {name: float(sum(u[name] for u in updates) / len(updates)) for name in (updates[0] if updates else ())}
         metrics |= report.host
         tokens = metrics.get("rollout/sampled_tokens", metrics.get("sft/tokens", 0.0))
         metrics |= {"time/step_s": seconds, "rate/tokens_per_s": tokens / max(seconds, 1e-9)}
         nonfinite = report.skipped or any(metrics.get(f"{kind}/nonfinite", 0) > 0 for kind in ("policy", "sft"))
         self.nonfinite_steps = self.nonfinite_steps + 1 if nonfinite else 0
-        metrics["train/nonfinite_steps"] = self.nonfinite_steps
+        warnings = [] if nonfinite else self.watch.update(stage, metrics)
+        metrics |= {"train/nonfinite_steps": self.nonfinite_steps, learning.METRIC: self.watch.steps_without_learning}
         self.log.write(step, stage, metrics)
         self.log.log_samples(step, stage, report.samples)
+        for text in warnings:
+            self.log.say(text)
         if self.nonfinite_steps >= self.max_nonfinite_steps:
             raise UserError(
                 f"step {step} of {stage}: the loss, a gradient or a reward was not finite "
@@ -122,6 +112,7 @@ class Run:
 
         self.config, self.programs, self.tokenizer, self.checkpoints, self.log = config, programs, tokenizer, checkpoints, log
         self.run_dir = storage.at(config.run_dir)
+        self._warned: set[str] = set()  # evaluations
         render = PromptRenderer(tokenizer, config.prompt_format, config.system_prompt)
         self.evaluators: dict[str, Evaluator] = {
             e.name: Evaluator(e, programs, tokenizer, render, config.seed) for e in config.evaluations
@@ -153,7 +144,9 @@ class Run:
 
         state, progress = self._start()
         step, results, stopped = progress["step"], {}, 0
-        reporter = Reporter(self.log, self.config.max_nonfinite_steps, progress["nonfinite_steps"])
+        stage_before = self.config.stage_of(step).name if step else ""
+        watch = learning.LearningWatch(stage_before, progress.get("steps_without_learning", 0))
+        reporter = Reporter(self.log, self.config.max_nonfinite_steps, progress["nonfinite_steps"], watch)
         if step == 0:
             results = self._evaluate(state, 0, self.config.stages[0].name)
         for number, stage in enumerate(self.config.stages):
@@ -177,6 +170,7 @@ class Run:
                         "step": step,
                         "seed": self.config.seed,
                         "nonfinite_steps": reporter.nonfinite_steps,
+                        "steps_without_learning": watch.steps_without_learning,
                         "data": runner.batches.get_state(),
                         "adapter": self._adapter(stage),
                     }
@@ -288,6 +282,9 @@ class Run:
         for name, evaluator in self.evaluators.items():
             result = evaluator.run(weights, step)
             metrics |= {f"eval/{name}/{key}": value for key, value in result.metrics.items()}
+            if result.warning is not None and name not in self._warned:
+                self._warned.add(name)
+                self.log.say(result.warning)
             if evaluator.evaluation.records and self.log.enabled:
                 write_records(self.run_dir, name, step, result.records, evaluator.examples)
         self.log.write(step, stage, metrics)
@@ -342,26 +339,25 @@ def train(config: Config, source: Path, overrides: Sequence[str] = ()) -> int:
     from jaxrl_ml import processes
 
     with processes.together(config.distributed) as main_process:
-        return _train(config, source, overrides, main_process)
+        from jaxrl_ml.programs import compilation_cache
+
+        with compilation_cache(storage.for_orbax(config.run_dir).parent / ".compilation_cache"):
+            return _train(config, source, overrides, main_process)
 
 
 def _train(config: Config, source: Path, overrides: Sequence[str], main_process: bool) -> int:
-    import jax
-
     from jaxrl_ml.checkpoint import Checkpoints
-    from jaxrl_ml.metrics import MetricsLog
+    from jaxrl_ml.metrics import MetricsLog, read_metrics
     from jaxrl_ml.pretrained import chat_date, write_model_config
+    from jaxrl_ml.processes import StopSignal
     from jaxrl_ml.report import write_report
 
     run_dir = storage.local(config.run_dir)
     config = dataclasses.replace(config, chat_date=chat_date(config.run_dir, config.chat_date))
     if main_process:
-        write_folder(config, source, overrides)
-    jax.config.update("jax_numpy_rank_promotion", "raise")
-    if jax.config.jax_compilation_cache_dir is None:  # a resumed or repeated run starts in seconds
-        cache = storage.for_orbax(config.run_dir).parent / ".compilation_cache"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        note = write_folder(config, source, overrides)
+        if note is not None:
+            print(note)
     programs, tokenizer = build(config)
     if main_process:
         write_model_config(run_dir, programs.model.config)
@@ -386,6 +382,8 @@ def _train(config: Config, source: Path, overrides: Sequence[str], main_process:
             if main_process:
                 storage.push(config.run_dir)  # what a run that fails has to tell, too
     if main_process:
+        for text in learning.learning_summary(read_metrics(run_dir)):
+            print(text)
         print(f"report: {write_report(config.run_dir)}")
     if not stopped or step == config.num_steps:
         return 0

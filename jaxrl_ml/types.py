@@ -106,6 +106,8 @@ class Scores:
     row: logged as means, kept in evaluation records, no part of `rewards`. `language_rewards` is the share of `rewards` that is
     earned by the choice of the thinking language alone; with loss.language=own it never reaches the thinking. `languages` are
     places among the stage's, for rewards whose terms are statistics of all rows that chose a language (`StepReward`).
+    `plain_rewards` is set where `correct` is a guess: the values of a reward that returned a plain array, of which 1 or more
+    counts as correct. Rewards that return Scores leave it None.
     """
 
     rewards: np.ndarray  # f32 [B]
@@ -115,6 +117,7 @@ class Scores:
     details: Mapping[str, np.ndarray] = field(default_factory=dict)  # {name: f32 [B]}
     language_rewards: np.ndarray | None = None  # f32 [B]; None: none
     languages: np.ndarray | None = None  # int32 [B]; −1 for rows that no statistic counts; None: there are none
+    plain_rewards: np.ndarray | None = None  # f32 [B]; None: the reward itself says what is correct
 
 
 class Batch(NamedTuple):
@@ -150,7 +153,8 @@ PromptFormat = Callable[[Example], "str | list[Message]"]
 """Turns an example into a plain prompt, or into messages for the tokenizer's chat template."""
 
 Reward = Callable[[Sequence[str], Sequence[Example]], "Scores | np.ndarray"]
-"""Scores B completions against their B examples. A plain array r is read as Scores(rewards=r, correct=r >= 1).
+"""Scores B completions against their B examples. A plain array r is read as Scores(rewards=r, correct=r >= 1): see
+`rewards/combined.py`, which also combines several named rewards.
 
 A completion whose prompt ends in `<think>` stands behind that mark, so that a reward can tell thinking from an answer."""
 
@@ -178,3 +182,4 @@ class StepReport:
     device: Sequence[Mapping[str, Array]] = ()  # one mapping an update; logged as their mean
     samples: Sequence[Mapping[str, Any]] = ()  # records for samples.jsonl
     skipped: bool = False  # a non-finite reward: no update was made
+    finished_s: Callable[[], float] | None = None  # its end on perf_counter's clock; None: fetching the metrics tells

@@ -10,8 +10,11 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + _FLAGS
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import atexit
 import gc
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -23,6 +26,11 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_threefry_partitionable", True)
+# Runs keep their compiled programs in a cache of their own; tests share one, since most of them train the same programs.
+_CACHE = tempfile.mkdtemp(prefix="jaxrl_ml-tests-")
+atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+jax.config.update("jax_compilation_cache_dir", _CACHE)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 from jaxrl_ml import checkpoint, sampler
 from jaxrl_ml.config import ComputeConfig, GRPOStage, LossConfig, MeshConfig, ModelConfig, SamplingConfig, SFTStage

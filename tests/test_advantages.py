@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jaxrl_ml.advantages import group_advantages, mixed_groups, overlong_penalty
+from jaxrl_ml.advantages import group_advantages, learning_rows, mixed_groups, overlong_penalty
 
 REWARDS = np.array([1.0, 0.0, 0.0, 2.0, 2.0, 2.0])
 
@@ -53,3 +53,19 @@ def test_only_raw_correctness_makes_a_group_mixed():
 def test_overlong_penalty_is_linear_over_the_last_tokens():
     found = overlong_penalty(np.array([0, 12, 14, 15, 16]), limit=16, zone=4)
     np.testing.assert_allclose(found, [0, 0, -0.5, -0.75, -1.0])
+
+
+@pytest.mark.parametrize("kind", ["grpo", "dr_grpo", "rloo"])
+@pytest.mark.parametrize("size", [3, 5, 7, 8])
+@pytest.mark.parametrize("value", [0.0, 0.1, 0.9, 100.1])
+def test_equal_rewards_teach_no_row_whatever_the_rounding(kind, size, value):
+    advantages = group_advantages(np.float32([value] * size + [value] * (size - 1) + [value + 1e-3]), size, kind)[:, None]
+    mask = np.ones((2 * size, 1), bool)
+    assert learning_rows(advantages, mask).tolist() == [False] * size + [True] * size
+    assert not learning_rows(advantages, np.arange(2 * size)[:, None] < size).any(), "the loss does not read the others"
+
+
+def test_a_row_learns_from_the_values_of_all_languages_too():
+    advantages, mask = np.zeros((4, 3)), np.array([[True] * 3, [False] * 3] * 2)
+    values = np.array([[0.0, 0.0], [0.0, -0.5]])
+    assert learning_rows(advantages, mask, values).tolist() == [False, False, True, False]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import re
 import shutil
 import signal
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from conftest import assert_trees_close
 
@@ -345,3 +347,26 @@ def test_a_reference_comes_back_bit_for_bit_and_its_absence_is_told(tmp_path):
     found = load_reference(tmp_path / "reference", shapes)
     assert_trees_close(found, params, rtol=0, atol=0)
     assert found["embed"].sharding == shapes["embed"].sharding
+
+
+def test_orbax_is_quiet_while_checkpoints_are_open_and_others_are_heard(tmp_path, caplog):
+    absl, before = logging.getLogger("absl"), list(logging.getLogger("absl").filters)
+    level = absl.level
+    orbax_file = ocp.__file__
+
+    def heard(pathname: str, at: int) -> bool:
+        caplog.clear()
+        absl.handle(logging.LogRecord("absl", at, pathname, 1, "said", None, None))
+        return len(caplog.records) == 1
+
+    first, second = (Checkpoints(tmp_path / name, CheckpointConfig()) for name in ("a", "b"))
+    for opened in ([first, second], [second]):
+        assert [heard(orbax_file, at) for at in (logging.INFO, logging.WARNING, logging.ERROR)] == [False, False, True]
+        assert heard("/home/user/reward.py", logging.WARNING)
+        opened[0].close()
+    assert heard(orbax_file, logging.WARNING)
+    assert absl.filters == before and absl.level == level
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError):
+        Checkpoints(tmp_path / "file", CheckpointConfig())
+    assert absl.filters == before

@@ -132,6 +132,14 @@ def test_only_good_drafts_are_kept() -> None:
     }
 
 
+def test_named_rewards_keep_what_the_deciding_one_calls_right() -> None:
+    tally, bonus = Tally(quota=9), lambda texts, examples: np.ones(len(texts))
+    named = dataclasses.replace(stage(), reward={"bonus": (bonus, 5.0), "answer": (countdown_reward, 2.0)}, correct="answer")
+    sift(named, Detector(("en", "de")), "en", [draft(0, answer="1 - 2"), draft(1)], tally)
+    assert list(tally.rows) == ["en/countdown/2/1"] and tally.correct == 1
+    assert tally.rows["en/countdown/2/1"]["provenance"]["verdicts"]["reward"] == 7.0
+
+
 def test_hostile_text_survives_the_file(tmp_path: Path) -> None:
     text = 'TAG\ud800 \u2028 \x85 \r\n \x00 \x1b[2J \U0001f600 "</think>'
     tally = Tally(quota=1)

@@ -19,7 +19,17 @@ import numpy as np
 import pytest
 
 from jaxrl_ml import train
-from jaxrl_ml.cli import check_folder, first_difference, load, load_run, resolved, run_command, write_resolved
+from jaxrl_ml.cli import (
+    check_folder,
+    first_difference,
+    load,
+    load_run,
+    resolved,
+    run_command,
+    source_files,
+    write_folder,
+    write_resolved,
+)
 from jaxrl_ml.config import (
     CheckpointConfig,
     ComputeConfig,
@@ -377,6 +387,143 @@ def test_the_day_of_a_run_may_not_change_but_need_not_be_named(tmp_path):
     (tmp_path / "run/config.json").write_text(json.dumps(old))
     check_folder(replace(CONFIG, run_dir=str(tmp_path / "run")))
     check_folder(replace(CONFIG, run_dir=str(tmp_path / "run"), chat_date="2026-12-01"))
+
+
+NAMED_REWARDS = """
+import functools
+from dataclasses import dataclass
+from types import MappingProxyType
+from jaxrl_ml.config import *
+from jaxrl_ml.rewards.countdown import countdown_reward
+
+def reward(texts, examples, factor=1.0):
+    return [factor * len(text) for text in texts]
+
+@dataclass(frozen=True)
+class Judge:
+    strict: bool = False
+    def __call__(self, texts, examples):
+        return [0.0 for _ in texts]
+
+class Other:
+    def __init__(self, path: str):
+        self.path = path
+    def __call__(self, texts, examples):
+        return [0.0 for _ in texts]
+
+rewards = {"answer": (countdown_reward, 1.0), "judge": (Judge(), 0.5), "other": (Other("p"), -1.0), "bare": reward,
+           "part": functools.partial(reward, factor=2.0), "count": (len, 1), "class": (Judge, 0.1)}
+arms = {name: Config(
+    stages=(GRPOStage([1], rewards, correct="answer"),), run_dir="runs/x", model=ModelConfig(vocab_size=48),
+    tokenizer=("a", "b"), evaluations=(Evaluation([1], MappingProxyType(rewards), correct=name),),
+) for name in ("answer", "judge")}
+"""
+
+
+def test_named_rewards_pass_through_the_command_line(tmp_path, capsys):
+    path = tmp_path / "named.py"
+    path.write_text(NAMED_REWARDS)
+    overrides = ["--arm", "judge", "--stages.0.reward.judge.1", "0.25", "--stages.0.reward.other.1", "-3"]
+    overrides += ["--stages.0.group-size", "4"]
+    stage, plain = load(path, overrides).stages[0], load(path, ["--arm", "judge"]).stages[0]
+    assert {name: term[1] for name, term in stage.reward.items() if isinstance(term, tuple)} == {
+        "answer": 1.0,
+        "judge": 0.25,
+        "other": -3,
+        "count": 1,
+        "class": 0.1,
+    }
+    assert list(stage.reward) == list(plain.reward) and stage.group_size == 4 and stage.correct == "answer"
+    assert stage.reward["bare"](["abc"], []) == [3.0] and stage.reward["part"](["abc"], []) == [6.0]
+    assert stage.reward["other"][0].path == "p"
+    assert load(path, [*overrides, "--stages.0.reward.judge.0.strict"]).stages[0].reward["judge"][0].strict
+    assert load(path, [*overrides, "--stages.0.correct", "bare"]).stages[0].correct == "bare"
+    for override, message in (("nan", "the weight nan of 'judge' must be finite"), ("inf", "must be finite")):
+        with pytest.raises(UserError, match=message):
+            load(path, ["--arm", "judge", "--stages.0.reward.judge.1", override])
+    with pytest.raises(UserError, match="correct='none' is none of its rewards"):
+        load(path, ["--arm", "judge", "--stages.0.correct", "none"])
+    with pytest.raises(SystemExit) as stop:
+        load(path, ["--arm", "judge", "--help"])
+    assert stop.value.code == 0 and "--stages.0.reward.judge.1" in capsys.readouterr().out
+
+
+def test_named_rewards_are_resolved_with_their_weights(tmp_path):
+    path = tmp_path / "named.py"
+    path.write_text(NAMED_REWARDS)
+    data = json.loads(json.dumps(resolved(load(path, ["--arm", "judge"]))))
+    for owner, correct in ((data["stages"][0], "answer"), (data["evaluations"][0], "judge")):
+        assert owner["correct"] == correct
+        assert owner["reward"]["answer"] == ["jaxrl_ml.rewards.countdown.countdown_reward", 1.0]
+        assert owner["reward"]["judge"] == [{"type": "Judge", "strict": False}, 0.5]
+    changed = json.loads(json.dumps(resolved(load(path, ["--arm", "judge", "--stages.0.reward.judge.1", "2"]))))
+    assert first_difference(data, changed) == ("stages.0.reward.judge.1", 0.5, 2)
+
+
+@pytest.fixture
+def own_modules(tmp_path, monkeypatch) -> Path:
+    """A config file, with a reward in a module beside it, which takes something from two others."""
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.startswith("beside_")]:
+        monkeypatch.delitem(sys.modules, name)
+    folder = tmp_path
+    (folder / "beside_reward.py").write_text(
+        "import beside_deep\nfrom beside_package import part\ndef reward(t, e): return t\n"
+    )
+    (folder / "beside_deep.py").write_text("import beside_reward  # in a circle\nvalue = 1\n")
+    (folder / "beside_package").mkdir()
+    (folder / "beside_package" / "__init__.py").write_text("")
+    (folder / "beside_package" / "part.py").write_text("x = 1\n")
+    (folder / "beside_unused.py").write_text("")
+    path = folder / "own.py"
+    path.write_text("import numpy, beside_reward\nfrom jaxrl_ml.config import *\n"
+                    "config = Config(evaluations=(Evaluation([1], {'r': (beside_reward.reward, 1.0)}),))\n")  # fmt: skip
+    return path
+
+
+def test_the_users_code_is_what_a_config_takes_it_from(tmp_path, own_modules):
+    path = own_modules
+    config = load(path)
+    expected = {"config.py": "own.py", "beside_reward": "beside_reward.py", "beside_deep": "beside_deep.py",
+                "beside_package": "beside_package/__init__.py", "beside_package.part": "beside_package/part.py"}  # fmt: skip
+    found = source_files(config, path)
+    assert {name: file.relative_to(tmp_path).as_posix() for name, file in found.items()} == expected
+    other = tmp_path / "other.py"  # another config that was read since
+    other.write_text(path.read_text())
+    load(other)
+    assert source_files(config, path) == found
+    assert source_files(replace(config, evaluations=(Evaluation([1], len),)), path) == {"config.py": path}
+
+
+@pytest.mark.parametrize("digests", ["kept", "lost", "damaged"])
+def test_code_that_changed_since_is_noted_and_kept(tmp_path, own_modules, digests):
+    path = own_modules
+    config = replace(load(path), run_dir=str(tmp_path / "run"))
+    run = tmp_path / "run"
+    assert write_folder(config, path, []) is None
+    path.write_text(path.read_text() + "# before the first checkpoint\n")
+    assert write_folder(config, path, []) is None, "nothing was trained with the code before"
+    (run / "checkpoints" / "4").mkdir(parents=True)
+    assert write_folder(config, path, []) is None
+    if digests != "kept":
+        (run / "sources.json").unlink()
+    if digests == "damaged":
+        (run / "sources.json").write_text("{")
+    first = path.read_text()
+    path.write_text(first + "# other\n")
+    (tmp_path / "beside_deep.py").write_text("value = 2\n")
+    note = write_folder(config, path, [])
+    assert "\n" not in note and str(path) in note
+    (kept,) = run.glob("config-*.py")
+    assert kept.read_text() == first and f"(before: {kept})" in note and (run / "config.py").read_text() == path.read_text()
+    assert (str(tmp_path / "beside_deep.py") in note) == (digests == "kept")
+    assert write_folder(config, path, []) is None, "told once"
+    (tmp_path / "beside_package" / "part.py").write_text("x = 2\n")
+    note = write_folder(config, path, [])
+    assert str(tmp_path / "beside_package" / "part.py") in note and str(path) not in note
+    # A run that is started from its own copy, in which something was changed.
+    (run / "config.py").write_text(first + "# edited in place\n")
+    assert f"{run / 'config.py'}." in write_folder(config, run / "config.py", [])
 
 
 def test_a_stage_may_have_an_optimizer_of_its_own():

@@ -220,6 +220,45 @@ def test_a_reward_that_is_not_finite_is_shown_as_it_is() -> None:
     assert summarise([{**record, "correct": False, "details": {"accuracy": 1.0}}], 1)["accuracy"] == 0, "told by a detail"
 
 
+def test_named_rewards_are_counted_by_the_one_that_decides(evaluator_of, weights) -> None:
+    reward = {"parity": (parity, 0.5), "length": (lambda texts, _: np.array([float(len(text)) for text in texts]), -1.0)}
+    plain = evaluator_of(GREEDY).run(weights, 0)
+    result = evaluator_of(dataclasses.replace(GREEDY, reward=reward, correct="parity")).run(weights, 0)
+    assert [r["correct"] for r in result.records] == [r["correct"] for r in plain.records]
+    for record, other in zip(result.records, plain.records, strict=True):
+        assert record["reward"] == pytest.approx(0.5 * other["reward"] - len(record["completion"]))
+        assert record["parts"] == pytest.approx({"parity": 0.5 * other["reward"], "length": -len(record["completion"])})
+        assert record["timeout"] == other["timeout"] and record["details"]["value"] == other["details"]["value"]
+    assert result.metrics["unweighted/parity"] == pytest.approx(plain.metrics["reward"])
+    assert result.metrics["reward"] == pytest.approx(
+        0.5 * result.metrics["unweighted/parity"] - result.metrics["unweighted/length"]
+    )
+    assert result.warning is None
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ((0.0, 0.9), "from 0 to 0.9: 1 or more counts as correct, so no completion is correct"),
+        ((0.9, 0.9), "from 0.9 to 0.9"),
+        ((1.0, 1.9), "from 1 to 1.9: 1 or more counts as correct, whatever it is made up of"),
+        ((0.0, 1.0), None),
+        ((0.0, 0.0), None),
+    ],
+)
+def test_plain_rewards_that_do_not_fit_are_told(evaluator_of, weights, values, words) -> None:
+    """Over all batches: the first of two has the one value, the second the other."""
+    calls = itertools.count()
+
+    def reward(texts: Sequence[str], examples: Sequence[Example]) -> np.ndarray:
+        return np.full(len(texts), values[next(calls)])
+
+    result = evaluator_of(dataclasses.replace(GREEDY, reward=reward)).run(weights, 0)
+    assert next(calls) == 2 and "plain_reward" not in result.records[0]
+    assert (result.warning is None) == (words is None)
+    assert words is None or (words in result.warning and result.warning.startswith("warning: evaluation test: "))
+
+
 CONFIG = """
 import numpy as np
 from jaxrl_ml.config import CheckpointConfig, Config, Evaluation, MeshConfig, ModelConfig, SamplingConfig, SFTStage
@@ -270,6 +309,29 @@ def test_command_evaluates_a_run(run: Path, single: Programs, tokenizer: Tokeniz
     evaluator = Evaluator(config.evaluations[0], single, tokenizer, PromptRenderer(tokenizer), config.seed)
     result = evaluator.run(single.gather(single.init(jax.random.key(9))), 9)
     assert [dict(r) for r in result.records] == written["records"]
+
+
+def test_command_takes_named_rewards_and_tells_of_plain_ones(run: Path, tmp_path: Path, capsys) -> None:
+    config = tmp_path / "named.py"
+    config.write_text(
+        CONFIG
+        + """
+from dataclasses import replace
+almost = lambda texts, examples: 0.9 * reward(texts, examples) + 0.05
+named = {"a": (reward, 2.0), "length": (lambda texts, examples: np.array([float(len(t)) for t in texts]), -0.5)}
+config = replace(config, checkpoint=CheckpointConfig(), evaluations=(
+    replace(config.evaluations[0], reward=named, correct="a", name="named"),
+    replace(config.evaluations[1], reward=almost, name="almost"),
+))
+"""
+    )
+    evaluate.main([str(run), "--config", str(config)])
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning:")]
+    assert len(warnings) == 1 and "evaluation almost: what is correct is read from plain rewards" in warnings[0]
+    written = json.loads((run / "evaluations" / "named-9.json").read_text())
+    assert written["evaluation"]["correct"] == "a" and written["evaluation"]["reward"]["length"][1] == -0.5
+    assert all(r["correct"] == ("a" in r["completion"]) for r in written["records"])
+    assert written["metrics"]["accuracy"] == pytest.approx(written["metrics"]["unweighted/a"])
 
 
 def test_command_overrides(run: Path, tmp_path: Path, capsys) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import io
+import json
 import string
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -271,3 +273,147 @@ def test_help_needs_no_jax_and_an_error_is_one_line(tmp_path: Path) -> None:
     found = subprocess.run(command, capture_output=True, text=True)
     assert found.returncode == 2
     assert found.stderr.count("\n") == 1 and found.stderr.startswith("error: ")
+
+
+# ------------------------------------------------------------------------------------------------- the settings of a run
+
+STAGES = [
+    {"type": "SFTStage", "name": "sft", "num_steps": 2},
+    {
+        "type": "GRPOStage",
+        "name": "grpo",
+        "num_steps": 4,
+        "sampling": {"stop": ["</answer>", "\n\n"]},
+        "language": {"mode": "off"},
+    },
+]
+SETTINGS = {"system_prompt": "be brief", "stages": STAGES, "checkpoint": {"best_metric": None}}
+
+
+@pytest.fixture
+def settled_run(tmp_path: Path, params: dict) -> Callable[..., Path]:
+    """Makes run folders with a chat template and a resolved config; their config.py must not be executed."""
+
+    def make(template: str | None = TEMPLATE, steps: tuple[int, ...] = (4,), **changes: object) -> Path:
+        folder = tmp_path / "run"
+        folder.mkdir()
+        write_model_config(folder, MODEL)
+        byte_tokenizer(template).save(folder / "tokenizer")
+        (folder / "config.json").write_text(json.dumps(SETTINGS | changes))
+        (folder / "config.py").write_text("raise SystemExit('executed')")
+        with Checkpoints(folder, CheckpointConfig()) as checkpoints:
+            for step in steps:
+                checkpoints.save_params(step, params)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def streamed(monkeypatch) -> list[tuple[str, SamplingConfig]]:
+    """Takes the prompt and the sampling settings of each call of the command."""
+    calls = []
+
+    def record(programs, weights, tokenizer, ids, sampling, num_samples, seed):
+        calls.append((tokenizer.decode([ids])[0], sampling))
+        yield ["."] * num_samples
+
+    monkeypatch.setattr(generate, "stream", record)
+    return calls
+
+
+def test_a_run_is_given_its_system_prompt_and_ends_at_its_stop_texts(settled_run, streamed, capsys) -> None:
+    run = settled_run()
+    for arguments, prompt, stop in (
+        ([], "[system]be brief\n[user]hi\n[assistant]", ("</answer>", "\n\n")),
+        (["--system", "in verse"], "[system]in verse\n[user]hi\n[assistant]", ("</answer>", "\n\n")),
+        (["--system", ""], "[user]hi\n[assistant]", ("</answer>", "\n\n")),
+        (["--stop", "x", "y"], "[system]be brief\n[user]hi\n[assistant]", ("x", "y")),
+        (["--stop"], "[system]be brief\n[user]hi\n[assistant]", ()),
+    ):
+        generate.main([str(run), "hi", *arguments])
+        shown, stop_texts = streamed.pop()
+        assert (shown, stop_texts.stop) == (prompt, stop), arguments
+        assert capsys.readouterr() == (".\n", "")
+
+
+def test_the_prompt_of_a_run_reaches_the_model(settled_run, programs, weights, capsys) -> None:
+    run, chat = settled_run(), byte_tokenizer(TEMPLATE)
+    ids = prompt_ids(chat, "hi", "be brief")
+    assert ids != prompt_ids(chat, "hi")
+    expected = one_shot(programs, weights, chat, ids, SAMPLINGS["plain"], 1, 11)[0]
+    generate.main([str(run), "hi", "--max-new-tokens", "21", "--temperature", "1.0", "--seed", "11"])
+    assert capsys.readouterr().out == visible(expected) + "\n"
+
+
+@pytest.mark.parametrize(("template", "arguments"), [(TEMPLATE, ["--no-chat"]), (None, [])])
+def test_plain_text_leaves_the_system_prompt_out_and_says_so(settled_run, streamed, capsys, template, arguments) -> None:
+    run = settled_run(template, system_prompt="be\x1b[2J brief")
+    generate.main([str(run), "hi", *arguments])
+    assert streamed.pop()[0] == "hi"
+    out, error = capsys.readouterr()
+    assert error == "note: the run's system prompt is left out, since the prompt is plain text: 'be\\x1b[2J brief'\n"
+    generate.main([str(run), "hi", "--system", "", *arguments])
+    assert streamed.pop()[0] == "hi" and capsys.readouterr().err == ""
+    with pytest.raises(UserError, match="--system 'mine' has no place"):
+        generate.main([str(run), "hi", "--system", "mine", *arguments])
+
+
+@pytest.mark.parametrize("mode", ["free", "constrained", "forced"])
+def test_language_tags_that_are_not_applied_are_told(settled_run, streamed, capsys, mode) -> None:
+    language = {"mode": mode, "languages": ["en", "de"]}
+    run = settled_run(stages=[STAGES[0], {**STAGES[1], "language": language}])
+    generate.main([str(run), "hi"])
+    expected = f"note: in training, completions start with a language tag ({mode}: en, de); here they start freely\n"
+    assert capsys.readouterr().err == ("" if mode == "free" else expected)
+
+
+@pytest.mark.parametrize(
+    ("step", "stop"), [(1, ()), (2, ()), (3, ("</answer>", "\n\n")), (6, ("</answer>", "\n\n")), (8, ("later",))]
+)
+def test_the_stop_texts_are_those_of_the_checkpoints_stage(settled_run, streamed, step, stop) -> None:
+    later = {**STAGES[1], "name": "later", "sampling": {"stop": ["later"]}}
+    left_out = {**STAGES[1], "name": "none", "num_steps": 0, "sampling": {"stop": ["none"]}}
+    run = settled_run(steps=(step, 9) if step < 8 else (3, step), stages=[*STAGES, left_out, later])
+    generate.main([str(run), "hi", "--step", str(step)])
+    assert streamed.pop()[1].stop == stop
+    if step == 8:  # the latest
+        generate.main([str(run), "hi"])
+        assert streamed.pop()[1].stop == stop
+
+
+def test_a_run_without_settings_has_none(settled_run, streamed, run: Path, capsys) -> None:
+    made = settled_run(system_prompt=None, stages=[])
+    generate.main([str(made), "hi"])
+    assert streamed.pop() == ("[user]hi\n[assistant]", SamplingConfig(max_completion_tokens=256, temperature=0.7))
+    (made / "config.json").unlink()  # imported weights
+    generate.main([str(made), "hi"])
+    assert streamed.pop()[0] == "[user]hi\n[assistant]" and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "{}",
+        "null",
+        "\x00",
+        "[" * 100_000,
+        json.dumps(SETTINGS | {"system_prompt": 5}),
+        json.dumps(SETTINGS | {"system_prompt": ["x"]}),
+        json.dumps(SETTINGS | {"stages": 5}),
+        json.dumps(SETTINGS | {"stages": [5]}),
+        json.dumps(SETTINGS | {"stages": [{"type": "GRPOStage"}]}),
+        json.dumps(SETTINGS | {"stages": [{**STAGES[1], "num_steps": "9"}]}),
+        json.dumps(SETTINGS | {"stages": [{**STAGES[1], "sampling": {"stop": [5]}}]}),
+        json.dumps(SETTINGS | {"stages": [{**STAGES[1], "sampling": []}]}),
+        json.dumps(SETTINGS | {"stages": [{**STAGES[1], "language": {}}]}),
+    ],
+)
+def test_a_damaged_config_is_one_line(settled_run, streamed, text) -> None:
+    run = settled_run()
+    (run / "config.json").write_text(text)
+    with pytest.raises(UserError, match="config.json cannot be read .* restore it, or delete it") as caught:
+        generate.main([str(run), "hi"])
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +12,13 @@ import numpy as np
 import pytest
 from conftest import TINY, Policy
 from jax import monitoring
+from jax.experimental.compilation_cache import compilation_cache as jax_cache
 from jax.sharding import PartitionSpec
 
 from jaxrl_ml import sampler
 from jaxrl_ml.config import MeshConfig, OptimizerConfig, SamplingConfig
 from jaxrl_ml.optimizer import make_optimizer
-from jaxrl_ml.programs import resolve_dtype
+from jaxrl_ml.programs import _jit, compilation_cache, resolve_dtype
 from jaxrl_ml.types import Batch, TrainState
 
 
@@ -147,3 +150,48 @@ def test_sampling_may_split_the_weights_over_the_axis_that_training_shards_them_
     found = split.sample()
     np.testing.assert_array_equal(found.completions, one.rollout.completions)
     np.testing.assert_allclose(found.sampler_logprobs, one.rollout.sampler_logprobs, atol=1e-5)
+
+
+def test_ranks_do_not_broadcast_in_our_programs_whatever_the_users_setting_and_in_any_thread():
+    def add(x, y):
+        return x + y
+
+    shapes = jax.ShapeDtypeStruct((3, 4), np.float32), jax.ShapeDtypeStruct((4,), np.float32)
+    with jax.numpy_rank_promotion("allow"):
+        assert jax.jit(add).lower(*shapes).out_info.shape == (3, 4)
+        with pytest.raises(ValueError, match="rank"):
+            _jit(add).lower(*shapes)
+        assert (jnp.ones((3, 4)) + jnp.ones(4)).shape == (3, 4), "the user's own code, afterwards"
+    with ThreadPoolExecutor() as pool:
+        assert isinstance(pool.submit(_jit(partial(add)).lower, *shapes).exception(), ValueError)
+    jitted = _jit(partial(lambda k, x, n: k * x * n, 2), static_argnums=(1,))
+    assert jitted(jnp.ones(3), 5).tolist() == [10, 10, 10]
+
+
+def test_a_cache_of_compiled_programs_is_used_inside_its_context_alone(tmp_path):
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        jax_cache.reset_cache()
+        without = dict(jax.config.values)
+        for number, error in enumerate((None, RuntimeError("broken"))):
+            try:
+                with compilation_cache(tmp_path / "cache"):
+                    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "cache")
+                    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+                    jax.jit(partial(lambda n, x: x * 3 + n, 7 + number))(jnp.ones(11))
+                    if error is not None:
+                        raise error
+            except RuntimeError as raised:
+                assert raised is error
+            assert dict(jax.config.values) == without
+        kept = len(list((tmp_path / "cache").iterdir()))
+        assert kept >= 2
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.jit(lambda x: x * 3 + 9)(jnp.ones(11))
+        assert len(list((tmp_path / "cache").iterdir())) == kept
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        jax_cache.reset_cache()

@@ -83,10 +83,11 @@ def test_what_does_not_fit_is_refused_and_a_broken_file_named(tmp_path: Path) ->
 
 
 def test_a_run_keeps_the_records_of_the_evaluations_that_ask_for_it(tmp_path: Path) -> None:
+    from jaxrl_ml.evaluate import EvaluationResult
     from jaxrl_ml.train import Run
 
     def evaluator(keeps: bool) -> SimpleNamespace:
-        result = SimpleNamespace(metrics={"accuracy": 0.5}, records=records())
+        result = EvaluationResult({"accuracy": 0.5}, records())
         return SimpleNamespace(run=lambda *_: result, evaluation=SimpleNamespace(records=keeps), examples=EXAMPLES)
 
     for enabled in (False, True):

@@ -125,6 +125,15 @@ def test_the_summary_says_what_the_records_say(run: Path) -> None:
     assert '"num_layers": 2' in page.text
 
 
+def test_stages_that_learnt_nothing_are_told(run: Path) -> None:
+    assert "learnt nothing" not in Page(write_report(run).read_text(encoding="utf-8")).text
+    with MetricsLog(run, LoggingConfig(console=False, tensorboard=False), 14, start_step=6) as log:
+        for step in range(7, 15):
+            log.write(step, "<b>grpo", {"train/steps_without_learning": max(0, step - 8)})
+    page = Page(write_report(run).read_text(encoding="utf-8"))
+    assert "warning: <b>grpo learnt nothing in 6 of 8 steps, up to 6 in a row" in page.text
+
+
 def test_final_evaluations_are_the_last_of_each_stage_merged_by_step() -> None:
     records = [
         {"step": 0, "stage": "a", "eval/t/accuracy": 0.0},

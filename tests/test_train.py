@@ -9,20 +9,27 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 
 from jaxrl_ml import convert, evaluate, generate, pretrained, tokenizer
+from jaxrl_ml import train as train_module
+from jaxrl_ml.analysis.learning import LearningWatch
 from jaxrl_ml.checkpoint import load_reference
 from jaxrl_ml.config import MeshConfig
 from jaxrl_ml.models.transformer import Transformer
 from jaxrl_ml.pretrained import load_params, read_model_config
+from jaxrl_ml.programs import StepEnd
 from jaxrl_ml.sharding import Layout, make_mesh
 from jaxrl_ml.tokenizer import Tokenizer
-from jaxrl_ml.train import main
-from jaxrl_ml.types import UserError
+from jaxrl_ml.train import Reporter, main
+from jaxrl_ml.types import StepReport, UserError
 
 CONFIG = """
 import os, signal
@@ -451,3 +458,386 @@ def test_the_readme_example_runs(tmp_path: Path, one_device: None) -> None:
     small += ["--model.num-kv-heads", "1", "--stages.0.sampling.max-completion-tokens", "4", "--logging.no-console"]
     assert run(tmp_path / "double.py", tmp_path / "run", *small) == 0
     assert [r["step"] for r in records(tmp_path / "run") if "reward/mean" in r] == [1, 2]
+
+
+# ------------------------------------------------------------------------------- rewards by name, and runs that do not learn
+
+LITTLE = """
+import numpy as np
+from dataclasses import replace
+from jaxrl_ml.config import *
+from jaxrl_ml.types import Example, Scores
+
+task = [Example(str(n), "double", {"prompt": f"{n}*2="}, str(2 * n), completion=str(2 * n)) for n in range(50)]
+sampling = SamplingConfig(max_prompt_tokens=8, max_completion_tokens=4)
+
+def lengths(texts):
+    return np.array([float(len(text)) for text in texts])
+
+def answer(texts, examples):
+    return (lengths(texts) % 2 == 0) * 1.0
+
+def short(texts, examples):
+    return 4 - lengths(texts)
+
+def nothing(texts, examples):
+    return np.zeros(len(texts))
+
+grpo = GRPOStage(task, answer, num_steps=6, prompts_per_step=8, group_size=4, sampling=sampling)
+sft = SFTStage(task, num_steps=6, batch_size=2, sequence_length=32)
+config = Config(
+    stages=(grpo,), run_dir="unset", tokenizer=tuple("0123456789*="),
+    model=ModelConfig(num_layers=1, embed_dim=16, mlp_dim=16, num_heads=1, num_kv_heads=1),
+    logging=LoggingConfig(tensorboard=False, samples_every_steps=1), checkpoint=CheckpointConfig(every_steps=2),
+)
+"""
+
+
+def little(folder: Path, changes: str = "") -> Path:
+    """A config file of a tiny run of six steps."""
+    (folder / "little.py").write_text(LITTLE + changes)
+    return folder / "little.py"
+
+
+NAMED = "{'answer': answer, 'short': (short, 0.25)}"
+
+
+def test_named_rewards_are_weighted_logged_and_overridden(tmp_path: Path, one_device: None) -> None:
+    evaluation = f"Evaluation(task, {NAMED}, correct='answer', num_prompts=8, sampling=sampling, samples_per_prompt=4)"
+    path = little(tmp_path, f"config = replace(config, stages=(replace(grpo, reward={NAMED}, correct='answer'),), "
+                            f"evaluations=({evaluation},))")  # fmt: skip
+    assert run(path, tmp_path / "run", "--stages.0.num-steps", "2", "--stages.0.reward.short.1", "-0.5") == 0
+    samples = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").read_text().splitlines()]
+    for sample in samples:
+        length = len(sample["completion"])
+        assert sample["parts"] == pytest.approx({"answer": float(length % 2 == 0), "short": -0.5 * (4 - length)})
+        assert sample["reward"] == pytest.approx(sum(sample["parts"].values()))
+        assert sample["correct"] == (length % 2 == 0)
+    steps = [r for r in records(tmp_path / "run") if "reward/mean" in r]
+    assert len(steps) == 2
+    for r in steps:
+        assert r["reward/mean"] == pytest.approx(r["reward/answer"] + r["reward/short"], abs=1e-6)
+        assert r["reward/short"] == pytest.approx(-0.5 * r["unweighted/short"])
+        assert r["reward/correct"] == r["unweighted/answer"]
+    last = records(tmp_path / "run")[-1]
+    assert last["eval/test/accuracy"] == pytest.approx(last["eval/test/unweighted/answer"])
+    assert last["eval/test/reward"] == pytest.approx(last["eval/test/accuracy"] + 0.25 * last["eval/test/unweighted/short"])
+    shown = json.loads((tmp_path / "run/config.json").read_text())["stages"][0]
+    assert shown["correct"] == "answer" and shown["reward"]["short"][1] == -0.5
+    with pytest.raises(UserError, match=r"holds a run with stages.0.reward.short.1=-0.5, not 0.25"):
+        run(path, tmp_path / "run", "--stages.0.num-steps", "2")
+
+
+def test_a_named_reward_of_whole_steps_does_not_depend_on_chunks(tmp_path: Path, one_device: None) -> None:
+    whole = """
+class Whole:
+    def __call__(self, texts, examples):
+        return Scores(lengths(texts), lengths(texts) % 2 == 0)
+    def over_step(self, scores):
+        return replace(scores, rewards=scores.rewards - scores.rewards.mean())
+reward = {"answer": answer, "whole": (Whole(), 0.5)}
+stage = replace(grpo, reward=reward, correct="answer", num_steps=2, sampling=replace(sampling, prompts_per_chunk=CHUNK))
+config = replace(config, stages=(stage,))
+"""
+    for chunk in (0, 4):
+        little(tmp_path, whole.replace("CHUNK", str(chunk)))
+        assert run(tmp_path / "little.py", tmp_path / str(chunk)) == 0
+    first, second = (records(tmp_path / str(chunk)) for chunk in (0, 4))
+    assert all(abs(r["reward/whole"]) < 1e-6 for r in first)
+    for one, other in zip(first, second, strict=True):
+        for name in ("reward/mean", "reward/answer", "unweighted/whole", "correct/whole", "reward/correct"):
+            assert one[name] == pytest.approx(other[name], abs=1e-6), name
+
+
+def test_steps_without_learning_are_told_and_the_run_still_ends_with_0(tmp_path: Path, one_device: None, capsys) -> None:
+    path = little(tmp_path, "config = replace(config, stages=(replace(grpo, reward=nothing),))")
+    assert run(path, tmp_path / "run") == 0
+    shown = capsys.readouterr().out
+    assert "warning: grpo has learnt nothing for 5 steps: no completion is right (mean reward 0" in shown
+    assert "warning: grpo learnt nothing in 6 of 6 steps, up to 6 in a row" in shown
+    assert [r["train/steps_without_learning"] for r in records(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+    assert "grpo learnt nothing in 6 of 6 steps" in (tmp_path / "run/report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ("reward=lambda t, e: np.ones(len(t))", "all completions are right: give harder problems"),
+        (
+            "reward=lambda t, e: np.array([float(int(x.id) % 2) for x in e]), loss=LossConfig(kl='k3')",
+            "the rewards are equal within each group",
+        ),
+        (
+            "reward=lambda t, e: Scores(lengths(t), np.array([int(x.id) % 2 == 0 for x in e])), loss=LossConfig(filter='drop')",
+            "no row is left in the loss: 0.0% of the groups have both",
+        ),
+        (
+            "reward=lambda t, e: Scores(lengths(t), np.zeros(len(t), bool))",
+            "no group with both right and wrong completions for 5 steps",
+        ),
+    ],
+)
+def test_what_keeps_a_stage_from_learning_is_named(tmp_path: Path, one_device: None, capsys, changes: str, words: str) -> None:
+    path = little(tmp_path, f"config = replace(config, stages=(replace(grpo, num_steps=5, {changes}),))")
+    assert run(path, tmp_path / "run") == 0
+    assert words in capsys.readouterr().out
+
+
+def test_sft_with_a_zero_gradient_is_told(tmp_path: Path, one_device: None, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jaxrl_ml import update
+
+    def no_loss(*arguments: object) -> tuple:
+        logprobs, entropy = token_logprobs(*arguments)
+        return 0 * logprobs, entropy
+
+    token_logprobs = update.token_logprobs
+    monkeypatch.setattr(update, "token_logprobs", no_loss)
+    assert run(little(tmp_path, "config = replace(config, stages=(sft,))"), tmp_path / "run") == 0
+    assert "warning: sft has learnt nothing for 5 steps: the gradient is exactly zero" in capsys.readouterr().out
+
+
+def test_the_count_of_steps_without_learning_survives_a_resume(
+    tmp_path: Path, one_device: None, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    two = """
+import os, signal
+calls = 0
+def stopped(texts, examples):
+    global calls
+    calls += 1
+    if os.environ.get("STOP") == str(calls):
+        os.kill(os.getpid(), signal.SIGTERM)
+    return nothing(texts, examples)
+config = replace(config, stages=(replace(grpo, reward=nothing, name="first", num_steps=3), replace(grpo, reward=stopped)))
+"""
+    path = little(tmp_path, two)
+    assert run(path, tmp_path / "whole") == 0
+    monkeypatch.setenv("STOP", "3")
+    assert run(path, tmp_path / "stopped") == 75
+    monkeypatch.setenv("STOP", "")
+    capsys.readouterr()
+    assert run(path, tmp_path / "stopped") == 0
+    assert records(tmp_path / "stopped") == records(tmp_path / "whole")
+    assert "note:" not in capsys.readouterr().out, "the code is the same"
+    assert [r["train/steps_without_learning"] for r in records(tmp_path / "whole")] == [1, 2, 3, 1, 2, 3, 4, 5, 6]
+
+
+def test_plain_rewards_that_do_not_fit_are_told_once(tmp_path: Path, one_device: None, capsys) -> None:
+    plain = """
+almost = lambda texts, examples: 0.9 * answer(texts, examples)
+bonus = lambda texts, examples: 1.0 + 0.9 * answer(texts, examples)
+test = Evaluation(task, almost, num_prompts=8, sampling=sampling)
+config = replace(config, stages=(replace(grpo, reward=almost), replace(grpo, reward=bonus, name="bonus", num_steps=2)),
+                 evaluations=(test, replace(test, reward=answer, name="fine")), eval_every_steps=2)
+"""
+    assert run(little(tmp_path, plain), tmp_path / "run") == 0
+    shown = capsys.readouterr().out
+    for owner, counted in (
+        ("grpo", "from 0 to 0.9: 1 or more counts as correct, so no completion is correct"),
+        ("bonus", "from 1 to 1.9: 1 or more counts as correct, whatever it is made up of"),
+        ("evaluation test", "so no completion is correct"),
+    ):
+        lines = [line for line in shown.splitlines() if line.startswith(f"warning: {owner}: ")]
+        assert len(lines) == 1 and counted in lines[0], shown
+    assert "warning: evaluation fine" not in shown
+    assert [r["reward/correct"] for r in records(tmp_path / "run") if "reward/mean" in r] == [0] * 6 + [1] * 2
+
+
+# --------------------------------------------------------------------------------------------------------- times of steps
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+class Leaf:
+    """A metric that the device has at `at`; to fetch it waits until then."""
+
+    def __init__(self, clock: Clock, at: float) -> None:
+        self.clock, self.at = clock, at
+
+    def is_ready(self) -> bool:
+        return self.clock.now >= self.at
+
+    def __array__(self, *_: object, **__: object) -> np.ndarray:
+        self.clock.now = max(self.clock.now, self.at)
+        return np.float32(1)
+
+
+def step_times(
+    monkeypatch: pytest.MonkeyPatch, host_s: float, device_s: float, boundaries: tuple[int, ...], steps: int, own_end: bool
+) -> tuple[list[float], float]:
+    """The `time/step_s` of a stage whose steps take so long on the host and on the device, and the time that passed.
+
+    At boundaries there is an evaluation, which takes 100 s. own_end: the stage knows when the device was done, as GRPO does.
+    """
+    clock, written, left_out, busy_until = Clock(), [], 0.0, 0.0
+    monkeypatch.setattr(train_module, "time", clock)
+    log = SimpleNamespace(write=lambda step, stage, m: written.append(m), log_samples=lambda *_: None, say=lambda _: None)
+    reporter = Reporter(log, 5, 0, LearningWatch())
+    reporter.skip_time()
+    for step in range(1, steps + 1):
+        if own_end:  # it samples, hence waits for the update before
+            clock.now = max(clock.now, busy_until)
+        clock.now += host_s
+        busy_until = max(clock.now, busy_until) + device_s
+        end = (lambda at=busy_until: at) if own_end else None
+        reporter.push(step, "sft", StepReport({"sft/tokens": 60.0, "sft/loss_tokens": 1.0}, [{"x": Leaf(clock, busy_until)}],
+                                              finished_s=end))  # fmt: skip
+        if step in boundaries or step == steps:
+            reporter.flush()
+            clock.now += 100
+            left_out += 100
+            reporter.skip_time()
+    for metrics in written:
+        assert metrics["rate/tokens_per_s"] == pytest.approx(60 / metrics["time/step_s"])
+    return [metrics["time/step_s"] for metrics in written], clock.now - left_out
+
+
+@pytest.mark.parametrize("own_end", [False, True])
+@pytest.mark.parametrize("boundaries", [(), (1, 2, 7), tuple(range(20))])
+@pytest.mark.parametrize(("host_s", "device_s"), [(0.001, 1.0), (1.0, 0.001), (1.0, 0.9), (0.9, 1.0), (1.0, 1.0)])
+def test_the_times_of_steps_add_up_to_the_wall_time(
+    monkeypatch: pytest.MonkeyPatch, host_s: float, device_s: float, boundaries: tuple[int, ...], own_end: bool
+) -> None:
+    times, passed = step_times(monkeypatch, host_s, device_s, boundaries, 20, own_end)
+    assert sum(times) == pytest.approx(passed, rel=0.03)
+    slower = host_s + device_s if own_end or len(boundaries) == 20 else max(host_s, device_s)
+    assert np.median(times) == pytest.approx(slower, rel=0.03)
+    assert min(times) >= 0.45 * max(host_s, device_s), "no step seems many times faster than the machine"
+
+
+def test_a_step_of_grpo_ends_when_the_device_is_done_and_not_after_the_next_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
+    times, _ = step_times(monkeypatch, 3.0, 1.0, (5,), 10, own_end=True)
+    assert times == pytest.approx([4.0] * 10)
+
+
+def test_the_end_of_a_step_is_noted_without_waiting_for_it() -> None:
+    done, noted = threading.Event(), []
+
+    class Slow:
+        def block_until_ready(self) -> None:
+            assert done.wait(30)
+            noted.append(time.perf_counter())
+
+    end = StepEnd([{"x": Slow()}])
+    assert not noted
+    begun = time.perf_counter()
+    done.set()
+    assert begun <= noted_or(end, noted) <= end.time_s() <= time.perf_counter()
+
+    class Broken:
+        def block_until_ready(self) -> None:
+            raise RuntimeError("the loop meets this when it fetches")
+
+    assert begun <= StepEnd([Broken()]).time_s() and begun <= StepEnd([]).time_s() <= time.perf_counter()
+
+
+def noted_or(end: StepEnd, noted: list[float]) -> float:
+    end.join()
+    return noted[0]
+
+
+# ------------------------------------------------------------------------------------------- what a run leaves as it was
+
+
+def test_a_run_from_python_leaves_jax_and_the_process_as_they_were(tmp_path: Path) -> None:
+    """Finished, failed or interrupted; and a user's reward and task may broadcast while it runs."""
+    little(tmp_path)
+    program = f"""
+import logging, os, signal, sys, warnings
+import jax, jax.numpy as jnp, numpy as np
+from pathlib import Path
+from jaxrl_ml.cli import load
+from jaxrl_ml.train import train
+from dataclasses import replace
+
+def broadcast():
+    return float((jnp.ones((3, 4)) + jnp.ones(4)).sum())
+
+broadcast()
+absl = logging.getLogger("absl")
+def settings():
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    state = absl.level, list(absl.filters), logging.root.level, np.geterr(), list(warnings.filters), handlers
+    return dict(jax.config.values), dict(os.environ), state
+
+class Task(list):  # read in a background thread
+    def __getitem__(self, index):
+        assert broadcast() == 24
+        return super().__getitem__(index)
+
+fault = None
+def reward(texts, examples):
+    assert broadcast() == 24
+    if fault is not None:
+        raise fault
+    return np.array([float(len(text) % 2) for text in texts])
+
+config = load({str(tmp_path / "little.py")!r})
+stage = replace(config.stages[0], task=Task(config.stages[0].task), reward=reward, num_steps=1)
+stages = (replace(stage, sampling=replace(stage.sampling, prompts_per_chunk=4)),)
+config = replace(config, stages=stages, logging=replace(config.logging, console=False))
+before = settings()
+for number, fault in enumerate((None, RuntimeError("broken"), KeyboardInterrupt())):
+    try:
+        run_dir = {str(tmp_path)!r} + f"/{{number}}"
+        assert train(replace(config, run_dir=run_dir), Path({str(tmp_path / "little.py")!r})) == 0
+        assert fault is None
+    except (RuntimeError, KeyboardInterrupt) as error:
+        assert error is fault
+    after = settings()
+    assert after == before, [(k, v, after[0][k]) for k, v in before[0].items() if after[0][k] != v] or (after[1:], before[1:])
+    assert broadcast() == 24
+# What is compiled from now on is not written to the runs' cache.
+cached = len(list(Path({str(tmp_path)!r}).glob(".compilation_cache/*")))
+assert cached > 0
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.jit(lambda x: x * 3 + 1)(jnp.ones(7))
+assert cached == len(list(Path({str(tmp_path)!r}).glob(".compilation_cache/*"))), "still written to"
+print("as it was")
+"""
+    one_device = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=os.environ | one_device)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.endswith("as it was\n")
+
+
+def test_a_cache_that_the_user_has_set_up_is_left_alone(tmp_path: Path, one_device: None) -> None:
+    before = dict(jax.config.values)
+    assert before["jax_compilation_cache_dir"] is not None, "the tests have one"
+    assert run(little(tmp_path), tmp_path / "run", "--stages.0.num-steps", "1") == 0
+    assert dict(jax.config.values) == before
+    assert not (tmp_path / ".compilation_cache").exists()
+
+
+# --------------------------------------------------------------------------------------------------- code that has changed
+
+
+def test_a_run_that_goes_on_with_other_code_says_so(tmp_path: Path, one_device: None, capsys) -> None:
+    stop = """
+import os, signal
+def reward(texts, examples):
+    if (run_dir / "checkpoints").is_dir() and not any((run_dir / "checkpoints").iterdir()):
+        os.kill(os.getpid(), signal.SIGTERM)
+    return lengths(texts)
+from pathlib import Path
+run_dir = Path(RUN)
+config = replace(config, stages=(replace(grpo, reward=reward),))
+""".replace("RUN", repr(str(tmp_path / "run")))
+    path = little(tmp_path, stop)
+    assert run(path, tmp_path / "run") == 75
+    first = path.read_text()
+    path.write_text(first.replace("return lengths(texts)\nfrom", "return 9 * lengths(texts)\nfrom"))
+    assert run(path, tmp_path / "run", "--max-nonfinite-steps", "6") == 0
+    (note,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    (kept,) = (tmp_path / "run").glob("config-*.py")
+    assert f"changed since this run was last started: {path} (before: {kept})." in note
+    assert "is not compared field by field" in note
+    assert kept.read_text() == first and (tmp_path / "run/config.py").read_text() == path.read_text() != first
+    assert run(path, tmp_path / "run", "--max-nonfinite-steps", "6") == 0
+    assert "note:" not in capsys.readouterr().out

@@ -6,7 +6,7 @@ in as objects. `cli.py` reads it and applies overrides from the command line.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from itertools import accumulate, pairwise, takewhile
 from typing import Any
@@ -22,6 +22,7 @@ from jaxrl_ml.config.stages import (
     SamplingConfig,
     SFTStage,
     Stage,
+    check_rewards,
     check_stops,
 )
 from jaxrl_ml.types import require
@@ -53,7 +54,10 @@ class Evaluation:
 
     task: Any
     reward: Any
+    """A function of texts and examples, or several by name with their weights, as in GRPOStage."""
     name: str = "test"
+    correct: str | None = field(default=None, kw_only=True)
+    """The name of the reward that decides what is correct; required where there are several."""
     num_prompts: int = 256
     """The task's first examples, in order."""
     samples_per_prompt: int = 1
@@ -69,6 +73,7 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         check_kinds(self, f"evaluation {self.name}")
+        check_rewards(f"evaluation {self.name}", self.reward, self.correct)
         both = set(self.unseen_languages) & set(self.language.languages)
         require(
             not both,
@@ -79,9 +84,9 @@ class Evaluation:
             f"evaluation {self.name}: unseen_tags has {len(self.unseen_tags)} texts, or an empty one, for "
             f"{len(self.unseen_languages)} unseen_languages; give one each, or none",
         )
-        for field in ("num_prompts", "samples_per_prompt", "prompts_per_batch"):
-            value = getattr(self, field)
-            require(value >= 1, f"evaluation {self.name}: {field}={value} must be at least 1")
+        for name in ("num_prompts", "samples_per_prompt", "prompts_per_batch"):
+            value = getattr(self, name)
+            require(value >= 1, f"evaluation {self.name}: {name}={value} must be at least 1")
         require(
             self.sampling.temperature > 0 or self.samples_per_prompt == 1,
             f"evaluation {self.name}: samples_per_prompt={self.samples_per_prompt} at temperature 0 repeats one answer; "

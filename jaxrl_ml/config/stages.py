@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from jaxrl_ml.config.kinds import check_kinds
@@ -124,6 +126,44 @@ def check_stops(name: str, sampling: SamplingConfig, language: LanguageConfig) -
             )
 
 
+RESERVED_REWARD_NAMES = ("mean", "correct", "timeout", "nonfinite", "plain_max", "plain_min")  # reward/… of every stage
+
+
+def check_rewards(owner: str, reward: Any, correct: str | None) -> None:
+    """Raises UserError where the rewards of a stage or an evaluation, or their names, make no sense.
+
+    reward: one function, or a mapping from names to functions or pairs (function, weight). correct: the name of the reward that
+    decides what is correct; required where there are several.
+    """
+    if not isinstance(reward, Mapping):
+        require(
+            correct is None,
+            f"{owner}.correct={correct!r} names one of several rewards, and {owner}.reward is one function: leave correct out, "
+            f"or give reward={{{correct!r}: (function, 1.0), …}}",
+        )
+        return
+    require(bool(reward), f"{owner}.reward={{}} names no reward; give a function, or {{'answer': (function, 1.0), …}}")
+    for name, term in reward.items():
+        require(
+            isinstance(name, str) and re.fullmatch(r"[\w-]+", name) is not None,
+            f"{owner}.reward: the name {name!r:.60} must be a word of letters, digits, _ and -",
+        )
+        require(name not in RESERVED_REWARD_NAMES, f"{owner}.reward: reward/{name} is a metric of every stage; rename {name!r}")
+        function, weight = term if isinstance(term, tuple) and len(term) == 2 else (term, 1.0)
+        is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+        require(
+            callable(function) and is_number,
+            f"{owner}.reward: {name!r} is {term!r:.60}; give a function of texts and examples, or (function, weight)",
+        )
+        require(math.isfinite(weight), f"{owner}.reward: the weight {weight} of {name!r} must be finite")
+    names = ", ".join(reward)
+    require(
+        correct is not None or len(reward) == 1,
+        f"{owner}.correct=None: name the reward that decides what is correct, one of {names}",
+    )
+    require(correct is None or correct in reward, f"{owner}.correct={correct!r} is none of its rewards, which are {names}")
+
+
 @dataclass(frozen=True)
 class LossConfig:
     """The GRPO family: every variant in one place. Formulas and sources: `advantages.py`, `credit.py` and `losses.py`."""
@@ -242,7 +282,11 @@ class GRPOStage:
 
     task: Any
     reward: Any
+    """A function of texts and examples, or several by name, each with its weight (1.0 where there is none):
+    {"answer": (function, 1.0), "format": (function, 0.2)}. Their weighted sum is what is learnt from."""
     name: str = "grpo"
+    correct: str | None = field(default=None, kw_only=True)
+    """The name of the reward that decides what is correct; required where there are several."""
     num_steps: int = 100
     prompts_per_step: int = 32
     group_size: int = 8
@@ -265,6 +309,7 @@ class GRPOStage:
     def __post_init__(self) -> None:
         check_kinds(self, str(self.name))
         n = self.name
+        check_rewards(n, self.reward, self.correct)
         require(self.num_steps >= 0, f"{n}.num_steps={self.num_steps} must not be negative; 0 leaves the stage out")
         for name in ("prompts_per_step", "num_minibatches", "num_epochs", "num_microbatches"):
             require(getattr(self, name) >= 1, f"{n}.{name}={getattr(self, name)} must be at least 1")

@@ -91,4 +91,5 @@ class ConsistencyReward:
             parts=parts,
             timeout=verdict.timeout,
             details={**verdict.details, **{f"language/{name}": value.astype(np.float32) for name, value in details.items()}},
+            plain_rewards=verdict.plain_rewards,
         )

@@ -49,6 +49,7 @@ from jaxrl_ml.config import LanguageConfig
 from jaxrl_ml.languages.detect import Backend, Detector
 from jaxrl_ml.languages.tags import allowed_languages
 from jaxrl_ml.languages.thinking import from_answer, parse
+from jaxrl_ml.rewards.combined import as_scores
 from jaxrl_ml.types import Example, Reward, Scores, require
 
 
@@ -150,6 +151,7 @@ class ExpLangReward:
             timeout=verdict.timeout,
             details={**verdict.details, **{f"language/{name}": value.astype(np.float32) for name, value in details.items()}},
             languages=chosen,
+            plain_rewards=verdict.plain_rewards,
         )
 
     def over_step(self, scores: Scores) -> Scores:
@@ -180,16 +182,15 @@ class ExpLangReward:
 
 
 def answer_verdict(owner: Any, texts: Sequence[str], examples: Sequence[Example]) -> Scores:
-    """What the reward `owner.answer` says of answers; raises UserError where that is not one verdict a text."""
+    """The scores of answers by the reward `owner.answer`; raises UserError where it does not return one verdict a text."""
     verdict = owner.answer(texts, examples)
-    if not isinstance(verdict, Scores):
-        verdict = Scores(rewards=verdict, correct=np.asarray(verdict) >= 1)
+    name = type(owner).__name__
+    shape = np.shape(verdict.correct if isinstance(verdict, Scores) else verdict)
     require(
-        verdict.correct.shape == (len(texts),),
-        f"{type(owner).__name__}: its answer reward returned verdicts of shape {verdict.correct.shape} for {len(texts)} texts; "
-        "return one verdict per text",
+        shape == (len(texts),),
+        f"{name}: its answer reward returned verdicts of shape {shape} for {len(texts)} texts; return one verdict per text",
     )
-    return verdict
+    return verdict if isinstance(verdict, Scores) else as_scores(verdict, len(texts), f"the answer reward of {name}")
 
 
 def weighted(weights: Any, terms: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
