@@ -1,6 +1,6 @@
 r"""Verdicts of the whole maths reward, and the laws of `agree` without math-verify.
 
-`verdicts.jsonl` holds 1,900 labelled pairs: a gold answer, what stands in a model's box (or the whole text), and whether a
+`verdicts.jsonl` holds 2,300 labelled pairs: a gold answer, what stands in a model's box (or the whole text), and whether a
 careful human grader would call it right. All but KNOWN get that verdict.
 """
 
@@ -26,6 +26,21 @@ KNOWN = {
     ("2\\text{ dollars } 50\\text{ cents}", "\\$2.50"),  # nothing is converted
     ("B", "B) both A and C"),  # a letter beside it may be a second choice
     ("D", "D şıkkı"),  # Turkish is none of our languages
+    ("\\$5", "\\$5¢"),  # of two signs of money the first counts
+    ("5\\text{ km}", "5\\text{ apples}"),  # a word that is in no list may be the same unit in another form
+    ("(0,\\infty)", "\\{0,\\infty\\}"),
+    # Products of vectors are products of numbers.
+    ("\\mathbf{a}\\times\\mathbf{b}", "\\mathbf{a}\\cdot\\mathbf{b}"),
+    ("\\mathbf{a}\\times\\mathbf{b}", "\\mathbf{b}\\times\\mathbf{a}"),
+    # Conditions in words are not read as conditions in signs.
+    ("$k \\neq 1, k \\in \\mathbb{Z}$", "k\\in\\mathbb{Z}\\setminus\\{1\\}"),
+    ("$P(x)=c(x^2+3)$ for any constant $c$", "P(x)=c(x^2+3), c\\in\\mathbb{R}"),
+    ("$2^{2^l}$ for $l=1,2,4,8$", "2^{2^l}, l=1,2,4,8"),
+    # Sums and products with letters are compared by their text, and `2p!^2` is read as 2 times (p factorial of 2).
+    ("$\\sum_{n=0}^{\\infty} (n+1)(n+2) x^{n}$", "\\sum_{k=0}^\\infty (k+1)(k+2)x^k"),
+    ("$\\frac{4\\pi}{5} \\sum_{i=1}^{6}a_i$", "\\frac{4\\pi}{5}(a_1+a_2+a_3+a_4+a_5+a_6)"),
+    ("$\\prod_{i=1}^{1005}(4i-1)$", "3\\cdot7\\cdot11\\cdots4019"),
+    ("$2(p!)^2$", "2p!^2"),
     # Thinking ends at the first mark, as `thinking.py` reads it.
     ("31", "<think>outer <think>inner</think> still outer: \\boxed{31}</think> I am not sure."),
 }
@@ -244,7 +259,7 @@ def test_labelled_answers(reward):
         rows = [row for row in LABELLED if row.get("form", "boxed") == form]
         given = verdicts(scorer, [(row["gold"], row["text"] if "text" in row else boxed(row["answer"])) for row in rows])
         wrong += [row for row, verdict in zip(rows, given, strict=True) if verdict != row["right"]]
-    assert len(LABELLED) > 1900 and min(Counter(row["right"] for row in LABELLED).values()) > 900
+    assert len(LABELLED) > 2200 and min(Counter(row["right"] for row in LABELLED).values()) > 900
     assert {(row["gold"], row.get("answer", row.get("text"))) for row in wrong} == KNOWN
 
 

@@ -142,6 +142,7 @@ DEPARTURES = {
     "an inequality turned round, or beside its interval": [
         ("1\\le x<5", "5>x\\ge 1"), ("[1,5)", "1\\le x<5"), ("(-\\infty,0]", "x\\le 0"),
     ],
+    "a function without its backslash": [("\\sin x", "sin x")],
     "math-verify takes an i that stands apart for another i": [("1+2i", "1 + 2 i")],
     UNITS: [("15\\text{ km}", "15\\text{ m}")],
 }  # fmt: skip
@@ -202,6 +203,13 @@ def test_examples_that_are_made_anew_each_time_are_not_mixed_up(reward):
 )
 def test_thinking_is_not_paid_as_an_answer(reward, text, expected):
     assert reward([text], [example("5")]).correct.tolist() == [expected]
+
+
+@pytest.mark.parametrize(
+    "text", ["\\boxed{{}}", "\\boxed{{{}}}", "\\boxed{**{}**}", "<answer>{}</answer>", "\\boxed{},\\boxed{}", "\\boxed{$$}"]
+)
+def test_an_empty_answer_is_wrong(reward, text):
+    assert reward([text], [example("5")]).correct.tolist() == [False]
 
 
 def test_the_last_number_is_not_taken_from_thinking():

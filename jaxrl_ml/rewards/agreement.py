@@ -6,22 +6,30 @@ math-verify reads less than a text says: of `n \equiv 2 \pmod{7}` it reads 2, of
 * branches, congruences, numbers in another base and lists with an ellipsis (`structure.py`);
 * inequalities in one variable and intervals, as sets of real numbers (`real_sets.py`);
 * quantities in two units, such as 5 hours 20 minutes, number by number;
-* words, which must be equal, except for one unit beside one quantity, which may be left out (`wording.py`).
+* words, which must be equal, except for one unit beside one quantity, which may be left out (`wording.py`);
+* named values, such as `x = 1, y = 2`, name by name.
 
-What has no such part goes to `equal(gold, answer)`, which is math-verify's comparison. All this runs in the verifier's process.
+What has no such part goes to `equal(gold, answer)`, which is math-verify's comparison. That computes, so an answer is refused
+first where it restates the question, as `\int_0^1 x^2 dx` does for `\frac13`. All this runs in the verifier's process.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from functools import partial
+from math import gcd
 
 from jaxrl_ml.rewards import structure
+from jaxrl_ml.rewards.answer_words import IF
+from jaxrl_ml.rewards.names import NAME, assignments, in_order, is_equation, members, named, of_one_letter, untupled
+from jaxrl_ml.rewards.operators import restates, with_symbols
 from jaxrl_ml.rewards.real_sets import real_sets_agree, rising
 from jaxrl_ml.rewards.structure import Same, match_all, split, squeezed
 from jaxrl_ml.rewards.units import differ
 from jaxrl_ml.rewards.wording import Quantity, compound, has_words, parts, quantity, with_connectives
 
+_ANY = r"(?:all|any|every|each)(?: (?:real|numbers?|constants?|values?|of))*"
 _SPELLING = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -37,6 +45,11 @@ _SPELLING = tuple(
         (r"\\(?:implies|Longrightarrow)(?![a-zA-Z])", r"\\Rightarrow "),
         (r"\\(?:iff|Longleftrightarrow)(?![a-zA-Z])", r"\\Leftrightarrow "),
         (r"\\(?:rightarrow|longrightarrow)(?![a-zA-Z])", r"\\to "),
+        (r"\\log_(?:e|\{\s*e\s*\})(?![a-zA-Z])", r"\\ln "),
+        (r"(?<![\\a-zA-Z{])(sin|cos|tan|log|ln)(?![a-zA-Z])", r"\\\1 "),
+        (r"\\langle(?![a-zA-Z])", "("),
+        (r"\\rangle(?![a-zA-Z])", ")"),
+        (r"\\\{\s*(\([^(){}]*\))\s*\\\}", r"\1"),  # a set of one pair
         (r"\\varnothing|\\\{\s*\\\}", r"\\emptyset "),
         (r"\^\{?\\prime\s?\\prime\}?", "''"),
         (r"\^\{?\\prime\}?", "'"),
@@ -46,18 +59,21 @@ _SPELLING = tuple(
         (r"(\\log_(?:\{[^{}]*\}|\d))\s*\{([^{}]*)\}", r"\1(\2)"),
         (r"(?<=[\s{])([ap])\.\s?m(?![a-z])\.?", r"\1m"),
         (r"(?<=\d)\s*\\text\{\s*to\s*\}\s*(?=\d)", ":"),
+        (r"^\s*[a-zA-Z]\s*:\s*(?=[a-z]\s*=)", ""),  # the name of a line
+        (r"^\s*\\text\{\s*(?:for|for all|all|any)\s*\}(?=\s*[a-z]\s*[<>=\\])", ""),
+        (rf"(?<=\S)[,;]?\s*(?:\\text\{{)?[\s,]*(?<![A-Za-z])for {_ANY}\s*\}}?\s*[a-z]\s*$", ""),
     )
 )
 
 
 def agree(gold: str, answer: str, equal: Same) -> bool:
     """Whether the answer says what the gold answer says. `equal` compares LaTeX without words, the gold answer first."""
-    gold, answer = _spelt(gold), _spelt(answer)
-    (label, gold), (other_label, answer) = _label(gold), _label(answer)
-    if label != other_label and (label or "=" in gold) and (other_label or "=" in answer):
-        return False
+    gold, answer = (untupled(_spelt(text)) for text in (gold, answer))
     if squeezed(gold) == squeezed(answer):
         return True
+    if restates(gold, answer):
+        return False
+    gold, answer = with_symbols(gold, answer)
     same = partial(agree, equal=equal)
     structures = structure.branches_agree, structure.congruences_agree, structure.bases_agree, structure.ellipses_agree
     for compare in structures:
@@ -76,16 +92,12 @@ def _spelt(text: str) -> str:
     for pattern, replacement in _SPELLING:
         text = pattern.sub(replacement, text)
     text = with_connectives(structure.system_as_list(text))
+    if "\\equiv" in text and not structure.is_modular(text):  # an identity
+        text = text.replace("\\equiv", "=")
     return _BRACES.sub(lambda inner: re.sub(r"\\AND|\\OR", ",", inner[0]), text) if "\\AND" in text or "\\OR" in text else text
 
 
-_BRACES = re.compile(r"\\\{[^{}]*\\\}")
-
-
-def _label(text: str) -> tuple[str, str]:
-    """The variables that a tuple is named by, as in `(x, y) = (1, 2)`, "" for none, and the rest of the text."""
-    match = re.match(r"(\(\s*[a-z](?:\s*,\s*[a-z])+\s*\))\s*=\s*(?=\()", text)
-    return (squeezed(match[1]), text[match.end() :]) if match else ("", text)
+_BRACES = re.compile(r"\\\{[^{}<>]*\\\}")  # of a set of members; of a set of solutions they join conditions
 
 
 def _compounds_agree(gold: str, answer: str, equal: Same) -> bool | None:
@@ -98,21 +110,16 @@ def _compounds_agree(gold: str, answer: str, equal: Same) -> bool | None:
 
 
 def _quantities_agree(gold: Quantity, answer: Quantity, equal: Same) -> bool:
-    return _units_agree(gold, answer) and _lists_agree(gold.value, answer.value, equal)
-
-
-def _units_agree(gold: Quantity, answer: Quantity) -> bool:
-    """Whether one has no unit, or both units may mean the same. Five apples are not five oranges."""
-    if gold.is_known and answer.is_known or not gold.unit or not answer.unit:
-        return not differ(gold.unit, answer.unit)
-    return gold.unit == answer.unit
+    return not differ(gold.unit, answer.unit) and _lists_agree(gold.value, answer.value, equal)
 
 
 def _signs_agree(gold: str, answer: str, equal: Same) -> bool | None:
     """False where signs differ that math-verify drops or reads otherwise; None where they agree."""
     if any(map(_TWO_NUMBERS.search, (gold, answer))):  # it adds `5 6` up
         return False
-    for pattern in (_PRIMES, _INDEX, _TRANSPOSED):
+    if bool(named(gold)[0]) != bool(named(answer)[0]):  # a name may be left out, with what it has
+        gold, answer = named(gold)[1], named(answer)[1]
+    for pattern in (_PRIMES, _INDEX, _TRANSPOSED, _NABLA):
         if sorted(pattern.findall(gold)) != sorted(pattern.findall(answer)):
             return False
     angles = _ANGLE.findall(gold), _ANGLE.findall(answer)
@@ -140,55 +147,121 @@ def _words_agree(gold: str, answer: str, equal: Same) -> bool | None:
     if len(texts[0]) == len(texts[1]) > 1:
         return match_all(*texts, partial(agree, equal=equal))
     pieces = parts(gold), parts(answer)
-    words = [[part.text if part.is_word else None for part in side] for side in pieces]
+    words = [[(part.text, "if")[part.text in IF] if part.is_word else None for part in side] for side in pieces]
     return words[0] == words[1] and all(
         one.is_word or _lists_agree(one.text.strip(" .,;:"), other.text.strip(" .,;:"), equal)
         for one, other in zip(*pieces, strict=True)
     )
 
 
-_NAME = re.compile(r"[A-Za-z]'*(?:_\w|_\{\w+\})?(?:\([^()]*\))?")
 _DERIVATIVE = re.compile(r"\\frac\s*\{\s*d|\\partial|'")
 _COMMAND = re.compile(r"\\[A-Za-z]+|\\.")
 _TWO_NUMBERS = re.compile(r"\b\d+\s+\d")
 _PRIMES = re.compile(r"'+")
 _INDEX = re.compile(r"(?<=[\d)}\]])\s*_\s*(?:\{[^{}]*\}|\w)")
 _TRANSPOSED = re.compile(r"\^\s*\{?\s*(?:T|\\top|\\intercal|\\text\{\s*T\s*\})(?![A-Za-z])")
+_NABLA = re.compile(r"\\nabla\s*\\(?:cdot|times)")
 _LETTER = re.compile(r"[A-Za-z]")
 _ANGLE = re.compile(r"\\angle\s*\{?\s*([A-Z]{3})")
-_LABEL = re.compile(r"([A-Za-z](?:_\w|_\{\w+\})?)\s*=")
+_PLUS_MINUS, _MINUS_PLUS = re.compile(r"\\pm(?![a-zA-Z])"), re.compile(r"\\mp(?![a-zA-Z])")
+_SET = re.compile(r"\\pm|\\[{}]|\\mathbb|\\(?:cup|cap|setminus|emptyset)(?![a-zA-Z])")
+_TIME = re.compile(r"0?(\d{1,2}):([0-5]\d)")
 
 
 def _lists_agree(gold: str, answer: str, equal: Same) -> bool:
     """Compares texts without words, as math-verify does where it reads them right."""
     items = split(gold), split(answer)
-    if len(items[0]) == len(items[1]) == 1:
+    if any(
+        "\\pm" in one and len(other) == 1 and other[0].startswith("(") for one, other in ((gold, items[1]), (answer, items[0]))
+    ):
+        return False  # math-verify takes (-1, 1) for both
+    items = tuple([value for item in side for value in _both_signs(item)] for side in items)
+    counts = len(items[0]), len(items[1])
+    if counts == (1, 1):
         return _values_agree(items[0][0], items[1][0], equal)
-    labels = [[label[1] for label in map(_LABEL.match, side) if label] for side in items]
-    are_named = [len(set(names)) == len(side) > 1 for names, side in zip(labels, items, strict=True)]
-    if are_named[0] != are_named[1] and len(items[0]) == len(items[1]) and not (labels[0] and labels[1]):
-        return all(_values_agree(one, other, equal) for one, other in zip(*items, strict=True))  # `x=1, y=2` is `1, 2`
-    if any(_is_equation(_named(item)[0], of_one_variable=True) for item in items[1] if "=" in item and "=" not in gold):
+    by_name = assignments(items[0]), assignments(items[1])
+    if any(by_name):
+        return _named_values_agree(items, by_name, equal)
+    if _is_equation_beside_values(*items) or _is_equation_beside_values(*reversed(items)):
         return False
-    if equal(*(", ".join(side) for side in items)):
-        return True
-    return len(items[0]) == len(items[1]) and match_all(*items, partial(_values_agree, equal=equal))
+    if len(set(map(squeezed, items[0]))) == counts[0]:  # of a set, each member counts once, however often it is named
+        items = items[0], list({squeezed(item): item for item in items[1]}.values())
+        counts = counts[0], len(items[1])
+    if counts[0] == counts[1]:
+        return match_all(*_without_common(*items), partial(_values_agree, equal=equal))
+    if min(counts) > 1 and not _SET.search(gold + answer) or "\\infty" in gold + answer:
+        return False  # math-verify drops what a list has twice, and takes `0, \\infty` for an interval
+    return equal(*(", ".join(side) for side in items))
+
+
+def _named_values_agree(items: tuple[list[str], list[str]], by_name: tuple[dict | None, dict | None], equal: Same) -> bool:
+    """Compares lists of which one at least has a name for each value, by name where both have them, and else in order."""
+    same = partial(_values_agree, equal=equal)
+    golds, answers = by_name
+    if golds and answers and golds.keys() == answers.keys():
+        return all(same(golds[name], answers[name]) for name in golds)
+    if golds and answers and not (of_one_letter(golds) and of_one_letter(answers)):
+        return False
+    values = [list(named.values()) if named else side for named, side in zip(by_name, items, strict=True)]
+    if any(named and of_one_letter(named) for named in by_name):
+        return _lists_agree(*(", ".join(side) for side in values), equal)
+    if any(named(item)[0] for side, names in zip(items, by_name, strict=True) if not names for item in side):
+        return False
+    others = [members(side[0]) or side if len(side) == 1 else side for side in values]
+    if answers:
+        others[1] = in_order(answers)
+    return len(others[0]) == len(others[1]) and all(map(same, *others))
+
+
+def _both_signs(item: str) -> list[str]:
+    r"""The two values of `2 \pm \sqrt{3}`; one of any other text."""
+    if len(_PLUS_MINUS.findall(item)) != 1:
+        return [item]
+    return [_PLUS_MINUS.sub(sign, _MINUS_PLUS.sub(other, item)) for sign, other in ("+-", "-+")]
+
+
+def _without_common(golds: list[str], answers: list[str]) -> tuple[list[str], list[str]]:
+    """Both lists without the items that are the same text in both, as often as they are in both."""
+    common = Counter(map(squeezed, golds)) & Counter(map(squeezed, answers))
+
+    def rest(items: list[str]) -> list[str]:
+        left, kept = Counter(common), []
+        for item in items:
+            text = squeezed(item)
+            if left[text] > 0:
+                left[text] -= 1
+            else:
+                kept.append(item)
+        return kept
+
+    return rest(golds), rest(answers)
+
+
+def _is_equation_beside_values(items: list[str], others: list[str]) -> bool:
+    """Whether a list has a side of an equation in one variable, such as `x^2 = 4`, and the other list has no `=`."""
+    if any("=" in item for item in others):
+        return False
+    return any(is_equation(named(item)[0], of_one_variable=True) for item in items if "=" in item)
 
 
 def _values_agree(gold: str, answer: str, equal: Same) -> bool:
     """Compares two texts that are no lists; a name may stand before one of them, as in `x = 3` or `f(2) = 3`."""
     if squeezed(gold) == squeezed(answer):
         return True
-    (name, value), (other_name, other_value) = _named(gold), _named(answer)
+    (name, value), (other_name, other_value) = named(gold), named(answer)
     if name and not other_name:
-        return not _is_equation(name) and _values_agree(value, answer, equal)
+        return not is_equation(name) and _values_agree(value, answer, equal)
     if other_name and not name:
-        return not _is_equation(other_name, of_one_variable=True) and _values_agree(gold, other_value, equal)
+        return not is_equation(other_name, of_one_variable=True) and _values_agree(gold, other_value, equal)
     if name and squeezed(name) == squeezed(other_name):
         return _values_agree(value, other_value, equal)
-    if name and (all(map(_NAME.fullmatch, (name, other_name))) or _DERIVATIVE.search(gold + answer)):  # it solves f(0) = 1
+    if name and (renamed := _with_argument_of(name, other_name, other_value)):
+        return _values_agree(value, renamed, equal)
+    if name and (all(map(NAME.fullmatch, (name, other_name))) or _DERIVATIVE.search(gold + answer)):  # it solves f(0) = 1
         return False
     ratios = split(gold, ":"), split(answer, ":")
+    if time := _time(gold):
+        return time == _time(answer)
     if max(map(len, ratios)) > 2:  # math-verify divides 1:2:3 twice
         first, other_first = ratios[0][0], ratios[1][0]
         return len(ratios[0]) == len(ratios[1]) and all(
@@ -200,16 +273,18 @@ def _values_agree(gold: str, answer: str, equal: Same) -> bool:
     return equal(*(rising(text).replace("%", r"\%") for text in (gold, answer)))
 
 
-def _named(text: str) -> tuple[str, str]:
-    """What stands before the last `=` of a text, "" where there is none, and what follows."""
-    sides = split(text, "=")
-    return "=".join(sides[:-1]), sides[-1] if sides else ""
+def _time(text: str) -> tuple[int, int] | None:
+    """The time of day that `9:30` is. None for a ratio: that is written in lowest terms, and without a zero before a digit."""
+    match = _TIME.fullmatch(text.strip())
+    if match is None:
+        return None
+    hours, minutes = int(match[1]), int(match[2])
+    return (hours, minutes) if hours < 25 and (minutes < 10 or gcd(hours, minutes) > 1) else None
 
 
-def _is_equation(name: str, of_one_variable: bool = False) -> bool:
-    """Whether what stands before `=` is no name of a value but a side of an equation: `x + y`, or of one variable `2x`."""
-    bare = _COMMAND.sub(" ", name)
-    variables = set(re.findall(r"[A-Za-z]", bare))
-    if of_one_variable:
-        return len(variables) == 1 and bare == name and _NAME.fullmatch(name) is None
-    return bool(variables) and re.search(r"[\w)}]\s*[-+]", name) is not None
+def _with_argument_of(name: str, other_name: str, value: str) -> str | None:
+    """The value of `f(n) = ...` with n as the x of a name `f(x)`; None for other names."""
+    match, other = (re.fullmatch(r"([A-Za-z])\(([a-z])\)", text.strip()) for text in (name, other_name))
+    if not (match and other and match[1] == other[1]) or re.search(rf"(?<![a-zA-Z\\]){match[2]}(?![a-zA-Z])", value):
+        return None
+    return re.sub(r"(\\[a-zA-Z]+)|" + other[2], lambda found: found[1] or match[2], value)

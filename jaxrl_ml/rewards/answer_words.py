@@ -104,18 +104,38 @@ MODIFIERS = _set(
 )
 """What stands between or before units and changes no number: square, cubic, per."""
 
-CHANGING = _set(
+MULTIPLIERS = {
+    unicodedata.normalize("NFC", word): 10**exponent
+    for exponent, words in {
+        3: """
+            thousand thousands 千 천 тысяч тысячи тысяча тыс mil mille mila tausend Tausend nghìn ngàn ribu พัน אלף אלפים mii হাজার
+            వేలు हज़ार हजार ألف آلاف
+            """,
+        4: "万 萬 만 หมื่น",
+        5: "lakh lakhs লাখ లక్షలు लाख แสน",
+        6: """
+            million millions Million Millionen миллион миллиона миллионов млн millón millones milione milioni milhão milhões
+            triệu juta ล้าน מיליון milion milioane مليون
+            """,
+        7: "crore crores কোটি కోట్లు करोड़",
+        8: "億 亿 억",
+        9: "billion billions milliard milliards Milliarde Milliarden miliardi miliard miliar tỷ млрд مليار",
+    }.items()
+    for word in words.split()
+}
+"""What multiplies the number before it, and by how much."""
+
+CHANGING = frozenset(word.casefold() for word in MULTIPLIERS) | _set(
     """
-    thousand thousands million millions billion billions trillion hundred hundreds dozen dozens half halves
-    double triple twice 万 千 百 億 亿 半 割 打 兆 만 천 억 백 조 тысяч тысячи тысяча тыс млн миллион
-    миллиона миллионов млрд пол сто mil millón millones docena docenas cien mille douzaine milliard tausend
-    hundert milliarde milliarden millionen dutzend mila milione milioni dozzina miliardi milhão milhões
-    dúzia bilhões ألف آلاف مليون مليار مئة พัน หมื่น แสน ล้าน โหล ร้อย nghìn ngàn triệu trăm tỷ ribu juta
-    lusin ratus miliar אלף אלפים מיליון מאה mii milioane miliarde sute elfu laki dazeni mia হাজার লাখ কোটি
-    ডজন শত వేలు లక్షలు కోట్లు వంద हज़ार हजार लाख करोड़ दर्जन सौ more less fewer least most than over under
-    about not no none only odd even prime composite mod modulo base factorial squared cubed or and if when
-    where for is are am pm percent times positive negative true false undefined infinity remaining plus
-    minus each menos más moins weniger mehr meno più mais puțin mai au
+    trillion quadrillion hundred hundreds dozen dozens half halves third thirds fourth fourths fifth fifths
+    sixth sixths seventh sevenths eighth eighths ninth ninths tenth tenths hundredth hundredths thousandth
+    thousandths millionth millionths halved double doubled triple tripled twice gross promille permille
+    reciprocal inverse opposite imaginary wrong incorrect hex hexadecimal octal binary ternary 百 半 割 打 兆 백 조 пол
+    сто docena docenas cien douzaine hundert dutzend dozzina dúzia bilhões مئة โหล ร้อย trăm lusin ratus מאה
+    miliarde sute elfu laki dazeni mia ডজন শত వంద दर्जन सौ more less fewer least most than over under about not
+    no none only odd even prime composite mod modulo base factorial squared cubed or and if when where for is
+    are am pm percent times positive negative true false undefined infinity remaining plus minus each menos más
+    moins weniger mehr meno più mais puțin mai au
     """
 )
 """What beside a number changes its meaning, so that it is no unit: thousands, dozens, *at least*, *odd*, *a.m.*"""

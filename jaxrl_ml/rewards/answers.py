@@ -9,7 +9,8 @@ and also 50), with these departures. The first eleven accept what math-verify re
 
 1. Digits and punctuation of any script are read (`٣٫٥`, `３，５`), as are ½, √, ∞, ·, ° and raised and lowered signs (`x⁻¹²`).
 2. `3,5` against a single number is 3.5, not the list 3, 5. Against another list it stays a list.
-3. Thousands may be set off as in `1 000`, `1\,000`, `1.000.000`, `1.000,5`, `5\text{,}040` and `12,34,567`.
+3. Thousands may be set off as in `1 000`, `1\,000`, `1.000.000`, `1.000,5`, `5\text{,}040` and `12,34,567`, and be a word, as
+   millions may: `7 thousand`, `7万`.
 4. One separator before exactly three digits is read the American way (`3,500` is 3500, `1.234` is 1.234) and, in an answer,
    also the other way: `3,500` is right where the gold answer is 3.5, `1.234` where it is 1234. `3,000` is never 3.
 5. `1 1/2` is a mixed number (math-verify reads 1), `0.\overline{27}`, `0.\dot{3}` and `0.(3)` repeat, `1.6e-19` is a number.
@@ -21,14 +22,21 @@ and also 50), with these departures. The first eleven accept what math-verify re
 9. Several boxes that only a comma, *and* or *or*, in any of our languages, parts from each other are one answer, a list:
    `\boxed{2} und \boxed{3}`. Of other boxes the last one counts.
 10. A number in another base is its digits and its base: `52_8`, `(52)_8` and `52_{\text{eight}}` are the same.
-11. An inequality in one variable and the interval of its solutions are the same, whichever way round it is written.
+11. An inequality in one variable and the set of its solutions are the same, whichever way round it is written, and so are
+    `f(x) = x + 1` and `f(n) = n + 1`.
 
 The others refuse what math-verify accepts, since it reads less than the text says or computes less exactly:
 
 12. Moduli, bases, ellipses, comparison signs, branches of a `cases` environment, primes and all words that are no units must
-    agree; a quantity in two units may not lose a part.
+    agree; a quantity in two units may not lose a part; of two units each must mean the same.
 13. Integers, fractions and exact expressions are compared exactly, decimals to a relative 1e-6 of the gold answer
     (math-verify: six decimal places). A decimal is never near enough to an integer: 41.9999999 is not 42.
+14. A question is not its answer: a sum, product, integral, limit, derivative, determinant, gcd, extremum or floor to be computed
+    counts where the gold answer has one, too. Derivatives, gcds and double factorials of letters are compared as symbols.
+15. An equation is neither its right side nor its roots. Two equations agree where one is a multiple of the other or both have
+    solutions, the same ones (math-verify holds any two without real solutions for equal).
+16. Values stand in the order of their names (`x = 2, y = 3` is (2, 3), not (3, 2)), and what the gold answer lists twice must
+    be there twice. 9:30 is a time, not the ratio 3:10.
 
 The text is hostile: no step costs more than its length, and numbers are computed with only when they are short.
 """
@@ -102,7 +110,7 @@ _JOINS = re.compile(rf"(?:[,;،、，]|(?:[,;،、，])?(?:{'|'.join(map(re.esca
 def _with_joined_boxes(text: str, start: int, content: str) -> str:
     """The content of a box after those of the boxes that it is joined to; each once, parted by commas."""
     contents = [content]
-    while sum(map(len, contents)) <= MAX_ANSWER_CHARS:
+    while sum(map(len, contents)) + len(contents) <= MAX_ANSWER_CHARS:
         opening = text.rfind("\\", 0, start)
         before = _last_box(text, opening) if opening > 0 else None
         if before is None:
@@ -171,6 +179,7 @@ def _for_verifier(text: str, read: number.Number | None) -> str:
         return _INNER_COMMA.sub(".", inner[0]).replace(";", ",") if ";" in inner[0] else inner[0]
 
     if read is not None and not read.listlike:
-        return read.latex
+        unit, power, exponent = "/".join(read.unit).partition("^")
+        return read.latex + (rf"\text{{ {unit}}}{power}{exponent}" if unit[:1].isalpha() else "")
     text = number.CURRENCY.sub("", text)
     return _BRACKETED.sub(replaced, text) if ";" in text else text

@@ -3,7 +3,8 @@
 A letter may be of any script that looks alike (Cyrillic В, Greek Β, full-width, circled or bold B), or take the same place in
 the row of letters that its script numbers choices by (أ ب ج د, ก ข ค ง, 가 나 다 라). It may stand in brackets, beside the word
 for option or answer in any of 20 languages, and before the text of the choice, from which a sign parts it: `C) 5 eV`,
-`E - text`. An answer that names two letters chooses none.
+`E - text`. An answer that names two letters, or denies one
+(`A) is wrong`), chooses none.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ _ALONE = re.compile(rf"[\[(]?\s*{_LETTER}\s*[\])]?")
 _BRACKETED = re.compile(rf"[\[(]\s*{_LETTER}\s*[\])](?P<text>.*)", re.DOTALL)
 _WITH_TEXT = re.compile(rf"{_LETTER}\s*(?:[).:,]|-+(?=\s|[^\x00-\x7f])|/\s)(?P<text>.*)", re.DOTALL)
 _ANY_LETTER = re.compile(r"(?<![A-Za-z\\])[A-J](?![A-Za-z])(?! [a-z])")  # no article: `B. A dog`
+_DENIED = re.compile(
+    r"\s*(?:is\s+)?(?:not|wrong|false|incorrect)\b.*|\s*(?:and\s+|or\s+|the answer is\s+)?(?P<other>[a-j])\W*",
+    re.IGNORECASE | re.DOTALL,
+)
 _FIRST = re.compile(r"([\[(]?\s*)(\S)(?![^\W\d_])")
 
 
@@ -54,5 +59,8 @@ def read(text: str) -> str | None:
         return match["letter"].upper()
     match = _BRACKETED.fullmatch(text) or _WITH_TEXT.fullmatch(text)
     if match is None or set(_ANY_LETTER.findall(match["text"])) - {match["letter"].upper()}:
+        return None
+    denied = _DENIED.fullmatch(match["text"])
+    if denied and (denied["other"] or "").upper() != match["letter"].upper():
         return None
     return match["letter"].upper()

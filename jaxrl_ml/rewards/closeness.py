@@ -1,11 +1,15 @@
-"""Whether two sympy numbers are equal: exactly, or to a relative tolerance where one is a decimal.
+"""Whether two sympy numbers or equations are equal; numbers exactly, or to a relative tolerance where one is a decimal.
 
 Only the verifier's process imports this module, since it imports sympy.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import sympy
+from sympy.core.relational import Relational
+from sympy.functions.elementary.trigonometric import TrigonometricFunction
 
 TOLERANCE = sympy.Rational(1, 10**6)
 """How far, relative to the gold answer, a decimal may be from it (as `number.RELATIVE_TOLERANCE`)."""
@@ -46,6 +50,23 @@ def equal(gold: object, answer: object) -> bool | None:
     if not rounded or gold.is_integer or answer.is_integer:
         return bool(distance == 0)
     return bool(distance <= size * TOLERANCE)
+
+
+def equations_equal(solve_and_compare: Callable[..., bool], gold: Relational, answer: Relational, *precision: int) -> bool:
+    """Whether two relations have the same solutions: math-verify's comparison, where it can tell.
+
+    It solves both and compares the lists, but sympy finds none where there are no real ones or it knows no method, so that any
+    two such equations would be equal; and of a periodic function it finds some only.
+    """
+    if isinstance(gold, sympy.Eq) and isinstance(answer, sympy.Eq):
+        sides = [equation.lhs - equation.rhs for equation in (gold, answer)]
+        if all(side.free_symbols for side in sides):
+            ratio = sympy.cancel(sides[0] / sides[1])
+            if not ratio.free_symbols and ratio.is_finite and ratio.is_zero is False:
+                return True
+        if any(side.has(TrigonometricFunction) or not sympy.solve(side, side.free_symbols) for side in sides):
+            return False
+    return solve_and_compare(gold, answer, *precision)
 
 
 def _with_imaginary_unit(value: object) -> object:

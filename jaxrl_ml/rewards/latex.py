@@ -44,6 +44,8 @@ _CHARACTERS = _Characters(
             "⩽": r"\le ", "⩾": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "≡": r"\equiv ", "∈": r"\in ", "∪": r"\cup ",
             "∩": r"\cap ", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}",
             "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}", "…": r"\ldots ", "⋯": r"\ldots ", "″": "''", "π": r"\pi ",
+            "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "‰": r"\text{ per mille}",
+            "∨": r"\lor ", "∧": r"\land ",
         }.items()
     }
 )  # fmt: skip
@@ -82,9 +84,13 @@ _PLAIN = re.compile(r"-?\d+(?:\.\d+)?|-?\\frac\{-?\d+\}\{\d+\}")  # most answers
 _REWRITES = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
+        (r"\\(?:left|right)\s?\\([\[\]])", r"\1"),
         (r"\\(?:left|right)\s?\.|\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|!)(?![a-zA-Z])", ""),
         (r"(?:\\(?:text|mathord|mathrm))?\{([,:;.])\}", r"\1"),
         (r"\\[dtc]frac", r"\\frac"),
+        (r"\\[dt]?binom\s*(?!\{)(\w)\s*(\w)", r"\\binom{\1}{\2}"),
+        (r"\\(?:operatorname\*?|mathrm|text)\s?\{(ln|log|sin|cos|tan|gcd|det)\}", r"\\\1 "),
+        (r"\\math(?:rm|up)\s?\{([dei])\}|\{\\rm\s+([dei])\}", r" \1\2 "),  # Euler's number, upright
         (
             r"\(\s*\\begin\{(?:array|(?:small)?matrix)\}(?:\{[clr|]*\})?(.*?)\\end\{(?:array|(?:small)?matrix)\}\s*\)",
             r"\\begin{pmatrix}\1\\end{pmatrix}",
@@ -106,9 +112,8 @@ _REWRITES = tuple(
         (r"(?<!\\)\\(?:[,;: ]|enspace|thinspace|medspace)|~", " "),
     )
 )
-_END = re.compile(r"(?:\s|\\\\|(?<!\.)\.(?!\.)|[,;:])+$")
 _START = re.compile(
-    rf"(?:\\text\{{\s*)?(?:(?:{'|'.join(ANSWER)})\s*\}}?\s*[:=]|(?:{'|'.join(ANSWER_IS)})\s*:?)\s*\}}?|=|\\approx(?![a-zA-Z])",
+    rf"(?:\\text\{{\s*)?(?:(?:{'|'.join(ANSWER)})\s*\}}?\s*[:=]|(?:{'|'.join(ANSWER_IS)})\s*:?)\s*\}}?|(?:(?:=|\\approx(?![a-zA-Z]))\s*)+",
     re.IGNORECASE,
 )
 _WRAPPED = re.compile(
@@ -134,11 +139,24 @@ def tidy(latex: str) -> str:
     before = None
     while before != latex and latex:
         before = latex
-        latex = _END.sub("", latex).strip()
+        latex = _without_end(latex).strip()
         if (start := _START.match(latex)) and balances(latex[start.end() :]):
             latex = latex[start.end() :].strip()
         if wrapped := _WRAPPED.fullmatch(latex):
-            latex = next(filter(None, wrapped.groups())).strip()
+            latex = next(filter(None, wrapped.groups()), "").strip()
+    return latex
+
+
+def _without_end(latex: str) -> str:
+    """The text without the white space, line breaks, commas and single full stops that end it."""
+    before = None
+    while before != latex:
+        before = latex
+        latex = latex.rstrip().rstrip(",;:")
+        if latex.endswith(r"\\"):
+            latex = latex[:-2]
+        elif latex.endswith(".") and not latex.endswith(".."):
+            latex = latex[:-1]
     return latex
 
 

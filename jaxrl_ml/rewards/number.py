@@ -1,8 +1,8 @@
 r"""Numbers as answers write them: a text in, its exact value out, or None where the text is not one number from end to end.
 
 Read are integers, decimals, fractions, mixed numbers, percentages, repeating decimals (`0.\overline{27}`, `0.\dot{3}`,
-`0.(3)`) and powers of ten (`1.6\times10^{-19}`, `1.6e-19`), with thousands set off as any country does, a currency or a unit
-beside them (`units.py`). `equal` compares two of them.
+`0.(3)`), powers of ten (`1.6\times10^{-19}`, `1.6e-19`) and thousands or millions in words (`7 million`, `7万`), with thousands
+set off as any country does, a currency or a unit beside them (`units.py`). `equal` compares two of them.
 
 The text is hostile: it is short, every expression matches in linear time, and exponents are bounded.
 """
@@ -12,9 +12,11 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
+from collections.abc import Iterable
 from fractions import Fraction
 from typing import NamedTuple
 
+from jaxrl_ml.rewards.answer_words import MULTIPLIERS
 from jaxrl_ml.rewards.latex import flat
 from jaxrl_ml.rewards.units import LEADING, PERCENT, UNITS, differ
 
@@ -44,7 +46,7 @@ def equal(gold: Number, answer: Number) -> bool:
     Where one is a decimal and neither is an integer, they may differ by RELATIVE_TOLERANCE. A unit that only one has counts for
     nothing; two units must not mean different things.
     """
-    if differ(gold.unit, answer.unit):
+    if differ(*(number.unit or ("%",) * number.percent for number in (gold, answer))):
         return False
     gold_value, value = gold.value / (100 if gold.percent else 1), answer.value / (100 if answer.percent else 1)
     if gold_value == value or answer.other is not None and gold.value == answer.other and gold.percent == answer.percent:
@@ -56,14 +58,21 @@ def equal(gold: Number, answer: Number) -> bool:
     return abs(gold_value - value) <= abs(gold_value) * RELATIVE_TOLERANCE
 
 
+def _longest_first(words: Iterable[str]) -> str:
+    return "|".join(sorted(words, key=lambda word: (-len(word), word)))
+
+
+_NO_MULTIPLES = [unit for unit in UNITS if unit.startswith(tuple(MULTIPLIERS))]  # 千米 is a kilometre
 _UNITS, _LEADING = {None, *UNITS}, {None, *LEADING}
 _WORD = r"[^\x00-\x21\x23-\x40\[-`{-~]+"  # ASCII letters, all beyond ASCII, and the quotes of Hebrew abbreviations
 _SIGNS = "".join(char for char in map(chr, range(0x10FFFF)) if unicodedata.category(char) == "Sc")
 CURRENCY = re.compile(f"[{_SIGNS}]")
 _DECORATION = re.compile(
     rf"\s*(?P<sign>[+-]?)\s*(?:(?P<leading>(?![{_SIGNS}]){_WORD})\.?)?\s*(?:(?P<before>[{_SIGNS}])\s*)?"
-    rf"(?P<inner>[+-]?\s*[\d.\\].*?)\s*(?:(?P<percent>%|{'|'.join(PERCENT)})|(?P<after>[{_SIGNS}])|\^\{{?\\circ\s?\}}?\s?[CF]?|"
-    rf"(?<![\\A-Za-z])(?:de\s)?(?P<unit>{_WORD})(?:/(?P<per>{_WORD}))?(?:\^\{{?[23]\}}?)?)?\s*"
+    rf"(?P<inner>[+-]?\s*[\d.\\].*?)\s*(?:(?!{_longest_first(_NO_MULTIPLES)})(?P<times>{_longest_first(MULTIPLIERS)})(?![A-Za-z\u00c0-\u024f\u0400-\u04ff])\s*)?"
+    rf"(?:(?P<percent>%|{'|'.join(PERCENT)})|(?P<after>[{_SIGNS}])|(?P<degree>\^\{{?\\circ\s?\}}?\s?[CF]?)|"
+    rf"(?<![\\A-Za-z])(?:de\s)?(?:\(\s*)?(?P<unit>{_longest_first(unit for unit in UNITS if ' ' in unit)}|{_WORD})(?:\s*\))?"
+    rf"(?:/(?P<per>{_WORD}))?(?:\^\{{?(?P<power>[23])\}}?)?)?\s*"
 )
 _FRACTION = re.compile(
     r"(?:(?P<whole>\d+)\s?)?\\frac\s?(?P<top>\{\s?-?\d+\s?\}|\d)\s?(?P<bottom>\{\s?-?\d+\s?\}|\d)"
@@ -102,13 +111,21 @@ def read(latex: str) -> Number | None:
     number = _decimal(inner) or _fraction(inner) or _scientific(inner) or _repeating(inner)
     if number is None:
         return None
+    if times := MULTIPLIERS.get(decorated["times"]):
+        number = _exactly(number.value * times, number.decimal)
+        number = number._replace(decimal=number.value.denominator > 1, whole=number.value.denominator == 1)
     flip, minus = (-1, "-") if sign == "-" else (1, "")
+    unit, degree, power = (decorated[part] for part in ("unit", "degree", "power"))
+    unit = decorated["before"] or decorated["after"] or unit or (degree and "°" + degree[-1] * (degree[-1] in "CF"))
+    words = [word for word in (unit, decorated["per"]) if word]
+    if power:
+        words[-1] += f"^{power}"
     return number._replace(
         value=flip * number.value,
         latex=minus + number.latex + (r"\%" if decorated["percent"] else ""),
         percent=bool(decorated["percent"]),
         other=None if number.other is None else flip * number.other,
-        unit=tuple(filter(None, (decorated["before"] or decorated["after"] or decorated["unit"], decorated["per"]))),
+        unit=tuple(words),
     )
 
 

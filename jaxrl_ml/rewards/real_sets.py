@@ -12,15 +12,18 @@ from typing import NamedTuple
 from jaxrl_ml.rewards.structure import Same, split, squeezed
 from jaxrl_ml.rewards.wording import has_words
 
+_UNEQUAL = re.compile(r"\\ne(?![a-zA-Z])")
 SIGN = re.compile(r"(<|>|\\le(?![a-zA-Z])|\\ge(?![a-zA-Z]))")
 _RISING = {">": "<", "\\ge": "\\le"}
 _INTERVAL = re.compile(r"(?P<left>[(\[\]])(?P<low>[^()\[\];,]+)[,;](?P<high>[^()\[\];,]+)(?P<right>[)\]\[])")
 _MEMBER = re.compile(r"(?P<variable>[a-zA-Z])\s*\\in(?![a-zA-Z])\s*(?=[(\[\]\\])")
 _AROUND_ZERO = re.compile(rf"\|\s*(?P<variable>[a-zA-Z])\s*\|\s*(?P<sign>{SIGN.pattern})\s*(?P<bound>[^<>=,;|]+)")
 _BUILDER = re.compile(
-    r"\\\{\s*(?P<variable>[a-zA-Z])\s*(?:\\in\s*\\mathbb\s?\{?R\}?)?\s*(?:\\mid|\\vert|\\colon|[:|])\s*(?P<condition>[^{}]*?)\s*\\\}"
+    r"\\\{\s*(?P<variable>[a-zA-Z])\s*(?:\\in\s*\\mathbb\s?\{?R\}?)?\s*(?:\\mid|\\vert|\\colon|[:|])"
+    r"\s*(?P<condition>(?:[^{}]|\{[^{}]*\}|\{(?:[^{}]|\{[^{}]*\})*\})*?)\s*\\\}"
 )
 _ALL_REALS = re.compile(r"\\mathbb\s?\{?R\}?|all real(?:s|\s*numbers?|\s*values?)?")
+_EXCEPTION = re.compile(r"\s*(?P<variable>[a-zA-Z])\s*\\ne\s*(?P<value>[^,;=<>\\]+|\\frac\{[^{}]*\}\{[^{}]*\})\s*")
 _VARIABLE = re.compile(r"[a-zA-Z]?|[a-z]\([a-z]\)")
 
 
@@ -50,7 +53,7 @@ def read(text: str) -> RealSet | None:
         return inner if inner.variable == builder["variable"] else None
     if _ALL_REALS.fullmatch(re.sub(r"\\text\{([^{}]*)\}", r"\1", text).strip()):
         return RealSet(variable, r"(-\infty,\infty)")
-    if not SIGN.search(text):
+    if not SIGN.search(text) and not _UNEQUAL.search(text):
         intervals = [_INTERVAL.fullmatch(part) for part in split(text, r"\\cup(?![a-zA-Z])|\\OR")]
         if not intervals or not all(intervals):
             return None
@@ -60,11 +63,22 @@ def read(text: str) -> RealSet | None:
         return _around_zero(around["variable"], around["sign"], around["bound"].strip())
     if has_words(text):
         return None
-    alternatives = [[_solutions(part) for part in split(either, r"\\AND")] for either in split(text, r"\\OR")]
+    alternatives = [[_solutions(part) for part in _conditions(either)] for either in split(text, r"\\OR")]
     conditions = [condition for either in alternatives for condition in either]
     if member or None in conditions or len({variable for variable, _ in conditions}) != 1:
         return None
     return RealSet(conditions[0][0], r"\cup".join(r"\cap".join(part for _, part in either) for either in alternatives))
+
+
+def _conditions(text: str) -> list[str]:
+    r"""The conditions that hold together. A comma joins them where one is an exception: `x < 2, x \ne 0`, `x \ne 0, 1`."""
+    if not _UNEQUAL.search(text):
+        return split(text, r"\\AND")
+    parts = split(text, r"\\AND|,")
+    if not SIGN.search(text):
+        name = _UNEQUAL.split(text)[0]
+        parts = [part if _UNEQUAL.search(part) else rf"{name}\ne {part}" for part in parts]
+    return parts
 
 
 def _around_zero(variable: str, sign: str, bound: str) -> RealSet:
@@ -82,12 +96,16 @@ def _english_brackets(match: re.Match[str]) -> str:
 
 
 def _solutions(chain: str) -> tuple[str, str] | None:
-    r"""The variable and the interval of `x > 5`, `> 5`, `1 < x \le 5` or `5 \ge x > 1`; None for another chain."""
+    r"""The variable and the interval of `x > 5`, `> 5`, `1 < x \le 5`, `5 \ge x > 1` or `x \ne 5`; None for another chain."""
+    if exception := _EXCEPTION.fullmatch(chain):
+        return exception["variable"], rf"((-\infty,{exception['value']})\cup({exception['value']},\infty))"
     terms = SIGN.split(rising(chain))
     terms, signs = [term.strip() for term in terms[::2]], terms[1::2]
     if len(terms) not in (2, 3) or set(signs) & _RISING.keys() or re.search(r"[,=;]|\\ne", chain):
         return None
     places = [i for i, term in enumerate(terms) if _VARIABLE.fullmatch(term)]
+    if len(places) > 1:
+        places = [i for i in places if terms[i] != "e"]
     if len(places) != 1 or (len(terms) == 3 and places != [1]):
         return None
     place = places[0]

@@ -113,25 +113,38 @@ def _around_environment(text: str) -> tuple[str, str]:
 
 _MOD = re.compile(r"\\text\{\s*(\(?)\s*mod(?:ulo)?\s*([^{}]*)\}|\\[pb]?mod(?![a-zA-Z])|(?<![\\a-zA-Z])mod(?:ulo)?(?![a-zA-Z])")
 _CONGRUENCE = re.compile(
-    r"(?:(?P<name>[^,\\]*?)\\equiv)?(?P<residues>(?:[^\\]|\\(?!mod|equiv))*)\\mod\s*(?P<modulus>\{[^{}]*\}|[^{},)\s]+)\s*\)?"
-    r"(?:\s|,|;|\\AND|\\OR)*"
+    r"(?:(?P<name>[^\\]*?)\\equiv)?(?P<residue>(?:[^\\]|\\(?!mod|equiv))*)(?:\\mod\s*(?P<modulus>\{[^{}]*\}|[^{},)\s]+)\s*\)?\s*)?"
 )
 
 
 def _congruences(text: str) -> list[tuple[str, list[str], str]] | None:
-    r"""The name, residues and modulus of each congruence `n \equiv 1, 5 \pmod 6` of a list; None for another text."""
+    r"""The name, residues and modulus of each congruence `n \equiv 1, 5 \pmod 6` of a list; None for another text.
+
+    A modulus is that of all residues before it, and what has one name and one modulus is one congruence.
+    """
     text = _MOD.sub(lambda mod: f"{mod[1] or ''}\\mod {mod[2] or ''}", text)
     text = re.sub(r"\(\s*(?=\\mod)", " ", text)
-    congruences, end = [], 0
-    while match := _CONGRUENCE.match(text, end):
-        congruences.append(((match["name"] or "").strip(), split(match["residues"]), match["modulus"].strip("{} ")))
-        end = match.end()
-    return congruences if congruences and not text[end:].strip(" .") else None
+    congruences: dict[tuple[str, str], list[str]] = {}
+    name, residues = "", []
+    for match in map(_CONGRUENCE.fullmatch, split(text.strip(" ."))):
+        if match is None or residues and match["name"] and match["name"].strip() != name:
+            return None
+        name = (match["name"] or name).strip()
+        residues.append(match["residue"].strip())
+        if match["modulus"]:
+            congruences.setdefault((name, match["modulus"].strip("{} ")), []).extend(residues)
+            name, residues = "", []
+    return None if residues else [(name, values, modulus) for (name, modulus), values in congruences.items()] or None
+
+
+def is_modular(text: str) -> bool:
+    """Whether a text names a modulus."""
+    return _MOD.search(text) is not None
 
 
 def congruences_agree(gold: str, answer: str, same: Same) -> bool | None:
     """Compares congruences by modulus and by residues modulo it; a name may be left out."""
-    if not any("\\equiv" in text or _MOD.search(text) for text in (gold, answer)):
+    if not any("\\equiv" in text or is_modular(text) for text in (gold, answer)):
         return None
     golds, answers = _congruences(gold), _congruences(answer)
     if golds is None or answers is None:

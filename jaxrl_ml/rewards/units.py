@@ -10,6 +10,8 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator, Sequence
 
+from jaxrl_ml.rewards.answer_words import MODIFIERS
+
 BY_LANGUAGE: dict[str, str] = {
     "en": """
         km: km kilometer kilometers kilometre kilometres; m: m meter meters metre metres; cm: cm
@@ -20,7 +22,10 @@ BY_LANGUAGE: dict[str, str] = {
         day days; week: week weeks; month: month months; year: year years; degree: degree degrees;
         dollar: USD dollar dollars; cent: cent cents; euro: EUR euro euros; rupee: rupee rupees; yen:
         yen; yuan: yuan; Pa: Pa; kPa: kPa; Hz: Hz; kHz: kHz; MHz: MHz; eV: eV; keV: keV; MeV: MeV; kJ:
-        kJ; kW: kW; kWh: kWh; mol: mol; rpm: rpm; dB: dB; : mph kmph unit units cup cups""",
+        kJ; kW: kW; kWh: kWh; mol: mol; rpm: rpm; dB: dB; rad: rad radian radians; nm: nm nanometer
+        nanometers; dm: dm; ounce: oz ounce ounces; acre: acre acres; watt: watt watts; joule: joule
+        joules; newton: newton newtons; volt: volt volts; kelvin: kelvin kelvins; : mph kmph unit units
+        cup cups""",
     "zh": """
         mm: 毫米; cm: 厘米 公分 平方厘米 立方厘米; m: 米 公尺 平方米 立方米; km: 千米 公里; g: 克; kg:
         千克 公斤; ml: 毫升; l: 升; s: 秒 秒钟; min: 分钟 分鐘; h: 小时 小時 个小时 個小時; day: 天 日;
@@ -88,7 +93,7 @@ BY_LANGUAGE: dict[str, str] = {
         ชิ้น อัน ลูก ใบ เล่ม ผล ฟอง""",
     "vi": """
         m: mét; km: kilômét; cm: xentimét; g: gam; kg: kilôgam; l: lít; s: giây; min: phút; h: giờ
-        tiếng; day: ngày; week: tuần; month: tháng; year: năm; degree: độ; dong: đồng; dollar: đô; euro:
+        tiếng; day: ngày; week: tuần; month: tháng; year: năm; degree: độ; dong: đồng; dollar: đô đô_la; euro:
         euro; : tuổi lần cái chiếc quả người con cuốn viên""",
     "id": """
         m: meter; km: kilometer; cm: sentimeter; g: gram; kg: kilogram kilo; l: liter; s: detik; min:
@@ -123,8 +128,8 @@ BY_LANGUAGE: dict[str, str] = {
         महीने माह; year: साल वर्ष; degree: डिग्री; rupee: रुपया रुपये रुपए; dollar: डॉलर; euro: यूरो;
         cent: सेंट; : गुना बार लोग""",
 }
-"""In each language `concept: words` after `concept: words`. Words of one concept mean the same in all languages, whatever the
-power (`m`, 平方米); those without a concept count things, or mean several."""
+"""In each language `concept: words` after `concept: words`, a space in a word as `_`. Words of one concept mean the same in all
+languages, whatever the power (`m`, 平方米); those without a concept count things, or mean several."""
 
 PERCENT = (
     "percent", "per cent", "pct", "Prozent", "por ciento", "pour cent", "per cento", "por cento", "la sută", "процент",
@@ -139,14 +144,14 @@ def words_of(language: str) -> Iterator[tuple[str, str]]:
     for group in unicodedata.normalize("NFC", BY_LANGUAGE[language]).split(";"):
         concept, _, words = group.partition(":")
         for word in words.split():
-            yield concept.strip(), word
+            yield concept.strip(), word.replace("_", " ")
 
 
 UNITS = frozenset(word for language in BY_LANGUAGE for _, word in words_of(language))
 """What may follow a number."""
 
 LEADING = frozenset(
-    [*(word for _, word in words_of("sw")), "R", "US", "Rp", "Rs", "KSh", "Ksh", "TSh", "Tsh", "Sh", "USD", "EUR"]
+    [*(word for _, word in words_of("sw")), "R", "US", "Rp", "Rs", "KSh", "Ksh", "TSh", "Tsh", "Sh", "USD", "EUR", "RM"]
 )
 """What may stand before one: Swahili says `saa 5`; and money."""
 
@@ -154,19 +159,43 @@ CURRENCIES = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen yuan", "�
               "₫": "dong", "₪": "shekel", "৳": "taka", "¢": "cent", "元": "yuan"}  # fmt: skip
 """What each currency sign may mean; others mean something else."""
 
-_CONCEPTS: dict[str, set[str]] = {sign: set(concepts.split()) for sign, concepts in CURRENCIES.items()}
+_CONCEPTS: dict[str, set[str]] = {
+    **{sign: set(concepts.split()) for sign, concepts in CURRENCIES.items()},
+    "%": {"percent"},
+    "°": {"degree", "celsius", "fahrenheit"},
+    "°c": {"celsius"},
+    "°f": {"fahrenheit"},
+}
 for _language in BY_LANGUAGE:
     for _concept, _word in words_of(_language):
-        _CONCEPTS.setdefault(_word.casefold(), set()).add(_concept)
+        _CONCEPTS.setdefault(_word.casefold(), set()).update(_CONCEPTS["°"] if _concept == "degree" else {_concept})
 
 
 def differ(units: Sequence[str], others: Sequence[str]) -> bool:
-    """Whether two units are known to mean different things: `km` and `m`, `hours` and `минут`, € and $, in any case."""
-    return len(units) == len(others) and any(
-        one and other and "" not in one | other and not one & other
-        for one, other in zip(map(_concepts, units), map(_concepts, others), strict=True)
+    """Whether two units mean different things: `km` and `m`, `km` and `km/h`, `m` and `m^2`, `hours` and `минут`, € and $.
+
+    Nothing differs from no unit. Words that are no units count where neither has another: five apples are not five oranges.
+    """
+    sides = [[_read(word) for word in side if word.casefold() not in MODIFIERS] for side in (units, others)]
+    powers_count = [*map(len, sides)] == [len(units), len(others)]  # not those of `cm^2` and square cm
+    if not all(sides):
+        return False
+    known = [[(word, power, _concepts(word)) for word, power in side if _concepts(word)] for side in sides]
+    if not any(known):
+        return sides[0] != sides[1]
+    if not all(known) or any("" in concepts for side in known for _, _, concepts in side):
+        return False
+    return len(known[0]) != len(known[1]) or any(
+        not concepts & other_concepts or (powers_count and word == other and power != other_power)
+        for (word, power, concepts), (other, other_power, other_concepts) in zip(*known, strict=True)
     )
 
 
-def _concepts(unit: str) -> set[str]:
-    return _CONCEPTS.get(unit.casefold()) or _CONCEPTS.get(unit.casefold() + "s", set())
+def _read(unit: str) -> tuple[str, str]:
+    """The word and the power of `cm^2`."""
+    word, _, power = unit.casefold().partition("^")
+    return word, power
+
+
+def _concepts(word: str) -> set[str]:
+    return _CONCEPTS.get(word) or _CONCEPTS.get(word + "s", set())

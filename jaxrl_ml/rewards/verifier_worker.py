@@ -27,6 +27,7 @@ import signal
 import struct
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,7 @@ def _load() -> Callable[[str, str], bool]:
         return theirs(gold, answer, float_rounding, numeric_precision) if verdict is None else verdict
 
     grader.sympy_numeric_eq = numeric_equal  # theirs compares to six decimal places, whatever the size
+    grader.sympy_solve_and_compare = partial(closeness.equations_equal, grader.sympy_solve_and_compare)
 
     def equal(gold: str, answer: str) -> bool:
         is_real = not any(map(grader.should_treat_as_complex, (gold, answer)))

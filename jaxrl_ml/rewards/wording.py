@@ -96,14 +96,18 @@ def joined(pieces: Sequence[Part]) -> str:
 _AND, _OR = (frozenset(word.casefold() for word in words) for words in (AND, OR))
 _SHORT_CONNECTIVES = "|".join(sorted(word for word in _AND | _OR if word.isascii() and word.isalpha() and len(word) <= 3))
 _BETWEEN_NUMBERS = re.compile(rf"(?<=[\d)}}])\s+({_SHORT_CONNECTIVES})\s+(?=[-\d\\(])", re.IGNORECASE)
+_RELATION = re.compile(r"[<>=]|\\(?:le|ge|ne|in|equiv)(?![a-zA-Z])")
 _IN_TEXT_ALONE = re.compile(rf"\\text\{{\s*({_SHORT_CONNECTIVES})\s*\}}", re.IGNORECASE)
 
 
 def with_connectives(text: str) -> str:
     r"""The text with *and* and *or* of any language, between mathematics, as the commands `\AND` and `\OR`.
 
-    Short Latin ones (Spanish `y`, Indonesian `dan`) count in `\text` and between two numbers. Elsewhere they are variables.
+    Short Latin ones (Spanish `y`, Indonesian `dan`) count in `\text` and between two numbers. Elsewhere they are variables. The
+    signs ∧ and ∨ count between equations and inequalities; in logic they are operators.
     """
+    if _RELATION.search(text):
+        text = re.sub(r"\\lor(?![a-zA-Z])", r"\\OR", re.sub(r"\\land(?![a-zA-Z])", r"\\AND", text))
     for pattern in (_BETWEEN_NUMBERS, _IN_TEXT_ALONE):
         text = pattern.sub(lambda word: r" \AND " if word[1].casefold() in _AND else r" \OR ", text)
     pieces = parts(text)
@@ -116,7 +120,7 @@ def with_connectives(text: str) -> str:
     return joined(pieces) if any(not pieces[i].is_word and pieces[i].text in (r" \AND ", r" \OR ") for i in between) else text
 
 
-_POWER_OR_SLASH = re.compile(r"\s*(?:\^\s?\{?-?[1-3]\}?\s*|/|\\cdot|\*)*\s*")
+_POWER_OR_SLASH = re.compile(r"\s*(?:\^\s?\{?(?P<power>-?[1-3])\}?\s*|/|\\cdot|\*)*\s*")
 _LETTER = re.compile(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])")
 
 
@@ -124,8 +128,7 @@ class Quantity(NamedTuple):
     """Mathematics with the unit beside it: `5\\text{ cm}^2`."""
 
     value: str
-    unit: tuple[str, ...] = ()
-    is_known: bool = True  # whether the unit is one of `units.py`
+    unit: tuple[str, ...] = ()  # its words, with their powers: `cm^2`
 
 
 def quantity(text: str) -> Quantity | None:
@@ -137,13 +140,19 @@ def quantity(text: str) -> Quantity | None:
     pieces = parts(text)
     if len(pieces) < 2 or pieces[0].is_word or not pieces[1].is_word:
         return None
-    value, unit = pieces[0].text.strip(), tuple(part.text for part in pieces[1:] if part.is_word)
-    if not all(part.is_word or _POWER_OR_SLASH.fullmatch(part.text) for part in pieces[1:]):
-        return None
-    known = all(word in _KNOWN or word + "s" in _KNOWN for word in unit)
-    changing = any(word in _CHANGING or word + "s" in _CHANGING for word in unit)
-    noun = len(unit) <= 2 and not changing and not _LETTER.search(value)
-    return Quantity(value, unit, known) if known or noun else None
+    value, words, unit = pieces[0].text.strip(), [], []
+    for part in pieces[1:]:
+        if part.is_word:
+            words.append(part.text)
+            unit.append(part.text)
+        elif power := _POWER_OR_SLASH.fullmatch(part.text):
+            unit[-1] += f"^{power['power']}" if power["power"] else ""
+        else:
+            return None
+    known = all(word in _KNOWN or word + "s" in _KNOWN for word in words)
+    changing = any(word in _CHANGING or word + "s" in _CHANGING for word in words)
+    noun = len(words) <= 2 and not changing and not _LETTER.search(value)
+    return Quantity(value, tuple(unit)) if known or noun else None
 
 
 _PART = re.compile(
