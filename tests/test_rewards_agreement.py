@@ -41,8 +41,6 @@ KNOWN = {
     ("$\\frac{4\\pi}{5} \\sum_{i=1}^{6}a_i$", "\\frac{4\\pi}{5}(a_1+a_2+a_3+a_4+a_5+a_6)"),
     ("$\\prod_{i=1}^{1005}(4i-1)$", "3\\cdot7\\cdot11\\cdots4019"),
     ("$2(p!)^2$", "2p!^2"),
-    # Thinking ends at the first mark, as `thinking.py` reads it.
-    ("31", "<think>outer <think>inner</think> still outer: \\boxed{31}</think> I am not sure."),
 }
 
 # Beyond those of the file: a gold answer, and below it right (+, ⊕) and wrong (-, ⊖) ones. Of those in a circle math-verify

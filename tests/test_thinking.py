@@ -131,7 +131,9 @@ def test_what_is_written_is_read(code, thinking, answer):
         ("4 <think>5", ""),
         ("<think>4</think>5<think>6</think>7", "5 7"),
         ("<think>4</think>5<think>6", "5 "),
-        ("4</think>5</think>6", "5</think>6"),
+        ("4</think>5</think>6", "6"),
+        ("<think>3<think>4</think>5</think>6", "6"),
+        ("<think>4</think>5<think>6</think>7</think>8", "8"),
     ],
 )
 def test_a_reward_of_answers_reads_no_thinking(text, answer):

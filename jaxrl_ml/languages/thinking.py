@@ -74,23 +74,25 @@ def _tag(text: str, tags: Mapping[str, str]) -> tuple[str, int]:
 
 
 def answer_parts(texts: Sequence[str]) -> list[str]:
-    """What a reward of answers reads of B texts without tags: their answer parts, less what is thought there anew.
+    """What a reward of answers reads of B texts without tags: their answer parts, without further thinking.
 
-    A further `<think>` in an answer part takes everything up to the next `</think>`, or to the end.
+    A `<think>` in an answer part takes everything up to the next `</think>`, or to the end. Any other `</think>` there takes
+    everything before it, as of `<think>a <think>b</think> c</think> answer`.
     """
     parts = []
     for text in texts:
         _, closed, answer = text.partition(CLOSE)
         if not closed:
             answer = "" if OPEN in text else text
-        parts.append(_THOUGHT_ANEW.sub(" ", answer) if OPEN in answer else answer)
+        parts.append(_THOUGHT_ANEW.sub(" ", answer).rpartition(CLOSE)[2] if OPEN in answer or CLOSE in answer else answer)
     return parts
 
 
 def is_answer(text: str, place: int) -> bool:
     """Whether `answer_parts` keeps what starts at a place of a text."""
-    close = text.rfind(CLOSE, 0, place)
-    return close > text.rfind(OPEN, 0, place) or (close < 0 and OPEN not in text and CLOSE not in text)
+    if OPEN not in text and CLOSE not in text:
+        return True
+    return text.rfind(CLOSE, 0, place) > text.rfind(OPEN, 0, place) and CLOSE not in _THOUGHT_ANEW.sub("", text[place:])
 
 
 def from_answer(answer: str) -> str:

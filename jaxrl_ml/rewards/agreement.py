@@ -30,6 +30,7 @@ from jaxrl_ml.rewards.units import differ
 from jaxrl_ml.rewards.wording import Quantity, compound, has_words, parts, quantity, with_connectives
 
 _ANY = r"(?:all|any|every|each)(?: (?:real|numbers?|constants?|values?|of))*"
+_DEGREES = r"(\d+(?:\.\d+)?)\s*\^\{?\\circ\s?\}?\s*"
 _SPELLING = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -47,6 +48,8 @@ _SPELLING = tuple(
         (r"\\(?:rightarrow|longrightarrow)(?![a-zA-Z])", r"\\to "),
         (r"\\log_(?:e|\{\s*e\s*\})(?![a-zA-Z])", r"\\ln "),
         (r"(?<![\\a-zA-Z{])(sin|cos|tan|log|ln)(?![a-zA-Z])", r"\\\1 "),
+        (rf"\\(sin|cos|tan|cot|sec|csc)\s*(?:{_DEGREES}|[({{]\s*{_DEGREES}[)}}])", r"\\\1(\\frac{\2\3\\pi}{180})"),
+        (r"\\text\{\s*([\dA-F]+)\s*\}(?=\s*_)", r"\1"),
         (r"\\langle(?![a-zA-Z])", "("),
         (r"\\rangle(?![a-zA-Z])", ")"),
         (r"\\\{\s*(\([^(){}]*\))\s*\\\}", r"\1"),  # a set of one pair

@@ -31,8 +31,8 @@ The others refuse what math-verify accepts, since it reads less than the text sa
     agree; a quantity in two units may not lose a part; of two units each must mean the same.
 13. Integers, fractions and exact expressions are compared exactly, decimals to a relative 1e-6 of the gold answer
     (math-verify: six decimal places). A decimal is never near enough to an integer: 41.9999999 is not 42.
-14. A question is not its answer: a sum, product, integral, limit, derivative, determinant, gcd, extremum or floor to be computed
-    counts where the gold answer has one, too. Derivatives, gcds and double factorials of letters are compared as symbols.
+14. A question is not its answer: a sum, product, integral, limit, derivative, determinant, gcd, extremum or floor that is to be
+    computed counts where the gold answer has one, too. Derivatives, gcds and double factorials of letters are symbols.
 15. An equation is neither its right side nor its roots. Two equations agree where one is a multiple of the other or both have
     solutions, the same ones (math-verify holds any two without real solutions for equal).
 16. Values stand in the order of their names (`x = 2, y = 3` is (2, 3), not (3, 2)), and what the gold answer lists twice must

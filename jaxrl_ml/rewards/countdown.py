@@ -79,7 +79,8 @@ def _expressions(texts: Sequence[str], examples: Sequence[Example]) -> tuple[np.
     near = len(CLOSE) + len(OPEN) - 1  # so close before an answer, `</think>` leaves no room for another `<think>`
     for row, text in enumerate(texts):
         start = text.rfind(_OPEN)
-        if start >= 0 and text.find(CLOSE, start - near, start) < 0 and not is_answer(text, start):
+        clear = start < 0 or text.find(CLOSE, start - near, start) >= 0 > text.find(CLOSE, start)
+        if not clear and not is_answer(text, start):
             (text,) = answer_parts([text])  # without the thinking that the last `<answer>` stands in
             start = text.rfind(_OPEN)
         if start >= 0 and (end := text.find(_CLOSE, start)) >= 0:
