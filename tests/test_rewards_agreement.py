@@ -1,6 +1,6 @@
 r"""Verdicts of the whole maths reward, and the laws of `agree` without math-verify.
 
-`verdicts.jsonl` holds 2,300 labelled pairs: a gold answer, what stands in a model's box (or the whole text), and whether a
+`verdicts.jsonl` holds 2,900 labelled pairs: a gold answer, what stands in a model's box (or the whole text), and whether a
 careful human grader would call it right. All but KNOWN get that verdict.
 """
 
@@ -23,7 +23,10 @@ from jaxrl_ml.types import Example
 LABELLED = [json.loads(line) for line in Path(__file__).with_name("verdicts.jsonl").read_text(encoding="utf-8").splitlines()]
 KNOWN = {
     ("\\text{March 14}", "14 March"),  # dates are words
-    ("2\\text{ dollars } 50\\text{ cents}", "\\$2.50"),  # nothing is converted
+    ("12", "\\text{twelve}"),  # numbers are not read in words
+    ("17", "\\text{n = 17이다}"),  # nor formulas within words
+    ("|x|", "\\begin{cases} x & \\text{if } x \\ge 0 \\\\ -x & \\text{if } x < 0 \\end{cases}"),
+    ("\\begin{pmatrix} 1 \\\\ -2 \\\\ 3 \\end{pmatrix}", "\\mathbf{i} - 2\\mathbf{j} + 3\\mathbf{k}"),
     ("B", "B) both A and C"),  # a letter beside it may be a second choice
     ("D", "D şıkkı"),  # Turkish is none of our languages
     ("\\$5", "\\$5¢"),  # of two signs of money the first counts
@@ -257,7 +260,7 @@ def test_labelled_answers(reward):
         rows = [row for row in LABELLED if row.get("form", "boxed") == form]
         given = verdicts(scorer, [(row["gold"], row["text"] if "text" in row else boxed(row["answer"])) for row in rows])
         wrong += [row for row, verdict in zip(rows, given, strict=True) if verdict != row["right"]]
-    assert len(LABELLED) > 2200 and min(Counter(row["right"] for row in LABELLED).values()) > 900
+    assert len(LABELLED) > 2800 and min(Counter(row["right"] for row in LABELLED).values()) > 900
     assert {(row["gold"], row.get("answer", row.get("text"))) for row in wrong} == KNOWN
 
 

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import pytest
+
 from jaxrl_ml.rewards.structure import (
     bases_agree,
     branches_agree,
     congruences_agree,
     ellipses_agree,
+    family,
     match_all,
+    renamed,
     split,
     squeezed,
     system_as_list,
@@ -63,3 +67,22 @@ def test_series():
         "a_1, \\ldots, a_n", "a_1, a_n", same
     )
     assert not ellipses_agree("1, 2, \\ldots, 10^{9}", "1, 2", same)
+
+
+@pytest.mark.parametrize(
+    ("text", "values", "letter"),
+    [
+        ("k\\pi, k \\in \\mathbb{Z}", "k\\pi", "k"),
+        ("2n+1 (n\\in\\mathbb{Z})", "2n+1", "n"),
+        ("n\\pi \\text{ for any integer } n", "n\\pi", "n"),
+        ("\\pi m \\text{ where } m \\text{ is an integer}", "\\pi m", "m"),
+        ("x+1, k \\in \\mathbb{Z}", None, None),
+        ("k\\pi", None, None),
+    ],
+)
+def test_family(text, values, letter):
+    assert family(text) == (None if values is None else (values, letter))
+
+
+def test_renamed_leaves_commands():
+    assert renamed("n\\pi + \\sin n", "n", "k") == "k\\pi + \\sin k"

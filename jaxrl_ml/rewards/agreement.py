@@ -17,17 +17,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from fractions import Fraction
 from functools import partial
 from math import gcd
 
-from jaxrl_ml.rewards import structure
+from jaxrl_ml.rewards import number, structure
 from jaxrl_ml.rewards.answer_words import IF
 from jaxrl_ml.rewards.names import NAME, assignments, in_order, is_equation, members, named, of_one_letter, untupled
 from jaxrl_ml.rewards.operators import restates, with_symbols
 from jaxrl_ml.rewards.real_sets import real_sets_agree, rising
 from jaxrl_ml.rewards.structure import Same, match_all, split, squeezed
-from jaxrl_ml.rewards.units import differ
-from jaxrl_ml.rewards.wording import Quantity, compound, has_words, parts, quantity, with_connectives
+from jaxrl_ml.rewards.units import differ, totals
+from jaxrl_ml.rewards.wording import Quantity, compound, has_words, in_english, parts, quantity, with_connectives
 
 _ANY = r"(?:all|any|every|each)(?: (?:real|numbers?|constants?|values?|of))*"
 _DEGREES = r"(\d+(?:\.\d+)?)\s*\^\{?\\circ\s?\}?\s*"
@@ -71,13 +72,17 @@ _SPELLING = tuple(
 
 def agree(gold: str, answer: str, equal: Same) -> bool:
     """Whether the answer says what the gold answer says. `equal` compares LaTeX without words, the gold answer first."""
-    gold, answer = (untupled(_spelt(text)) for text in (gold, answer))
+    gold, answer = (in_english(untupled(_spelt(text))) for text in (gold, answer))
     if squeezed(gold) == squeezed(answer):
         return True
     if restates(gold, answer):
         return False
     gold, answer = with_symbols(gold, answer)
     same = partial(agree, equal=equal)
+    families = structure.family(gold), structure.family(answer)
+    if all(families):
+        (gold, letter), (answer, other) = families
+        return same(gold, structure.renamed(answer, other, letter))
     structures = structure.branches_agree, structure.congruences_agree, structure.bases_agree, structure.ellipses_agree
     for compare in structures:
         verdict = compare(gold, answer, same)
@@ -107,9 +112,18 @@ def _compounds_agree(gold: str, answer: str, equal: Same) -> bool | None:
     golds, answers = compound(gold), compound(answer)
     if golds is None and answers is None:
         return None
-    if golds is None or answers is None or len(golds) != len(answers):
-        return False
+    if golds is None or answers is None or len(golds) != len(answers):  # 3 hours 20 minutes are 200 minutes
+        sides = totals(_with_units(gold, golds)), totals(_with_units(answer, answers))
+        return any(sides[0][scale] == sides[1][scale] for scale in sides[0].keys() & sides[1].keys())
     return all(_quantities_agree(one, other, equal) for one, other in zip(golds, answers, strict=True))
+
+
+def _with_units(text: str, parts: list[Quantity] | None) -> list[tuple[Fraction, str]]:
+    """The numbers and units of a quantity in one or several units."""
+    if parts is None:
+        read = number.read(text)
+        return [(read.value, read.unit[0])] if read and len(read.unit) == 1 else [(Fraction(0), "")]
+    return [(Fraction(part.value.rstrip(".")), part.unit[0]) for part in parts]
 
 
 def _quantities_agree(gold: Quantity, answer: Quantity, equal: Same) -> bool:
@@ -290,4 +304,4 @@ def _with_argument_of(name: str, other_name: str, value: str) -> str | None:
     match, other = (re.fullmatch(r"([A-Za-z])\(([a-z])\)", text.strip()) for text in (name, other_name))
     if not (match and other and match[1] == other[1]) or re.search(rf"(?<![a-zA-Z\\]){match[2]}(?![a-zA-Z])", value):
         return None
-    return re.sub(r"(\\[a-zA-Z]+)|" + other[2], lambda found: found[1] or match[2], value)
+    return structure.renamed(value, other[2], match[2])

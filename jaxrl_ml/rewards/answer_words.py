@@ -140,6 +140,47 @@ CHANGING = frozenset(word.casefold() for word in MULTIPLIERS) | _set(
 )
 """What beside a number changes its meaning, so that it is no unit: thousands, dozens, *at least*, *odd*, *a.m.*"""
 
+PHRASES = {
+    phrase.strip(): english
+    for english, phrases in {
+        "yes": """
+            yes, 是, 是的, sí, si, oui, ja, はい, да, sì, sim, 네, 예, نعم, ใช่, có, ya, כן, da, ndiyo,
+            হ্যাঁ, అవును, हाँ, हां
+            """,
+        "no": """
+            no, 否, 不, 不是, non, nein, いいえ, нет, não, 아니요, 아니오, لا, ไม่, ไม่ใช่, không, tidak, לא, nu,
+            hapana, না, కాదు, नहीं
+            """,
+        "true": """
+            true, 真, 正确, 正確, verdadero, vrai, wahr, richtig, 正しい, верно, vero, verdadeiro, 참, صحيح,
+            จริง, đúng, benar, נכון, adevărat, kweli, সত্য, నిజం, सत्य
+            """,
+        "false": """
+            false, 假, 错误, 錯誤, falso, faux, falsch, 誤り, неверно, 거짓, خطأ, เท็จ, sai, salah, לא נכון,
+            fals, uongo, মিথ্যা, తప్పు, असत्य
+            """,
+        "odd": """
+            odd, 奇数, 奇數, impar, impair, ungerade, нечётное, нечетное, dispari, ímpar, 홀수, فردي, คี่,
+            lẻ, số lẻ, ganjil, אי-זוגי, বিজোড়, బేసి, विषम
+            """,
+        "even": """
+            even, 偶数, 偶數, par, pair, gerade, чётное, четное, pari, 짝수, زوجي, คู่, chẵn, số chẵn,
+            genap, זוגי, জোড়, సరి, सम
+            """,
+        "no solution": """
+            no solution, no solutions, there is no solution, there are no solutions, has no
+            solution, has no solutions, 无解, 無解, sin solución, no hay solución, no tiene solución,
+            pas de solution, aucune solution, keine lösung, keine lösungen, 解なし, нет решений, нет
+            решения, решений нет, nessuna soluzione, sem solução, não há solução, 해가 없다, 해 없음, لا
+            يوجد حل, لا حل, ไม่มีคำตอบ, vô nghiệm, tidak ada solusi, אין פתרון, nu are soluții,
+            nicio soluție, fără soluții, hakuna suluhisho, কোনো সমাধান নেই, పరిష్కారం లేదు, कोई हल
+            नहीं, कोई समाधान नहीं
+            """,
+    }.items()
+    for phrase in " ".join(unicodedata.normalize("NFC", phrases).casefold().split()).split(",")
+}
+"""What an answer in words alone means, in any language; in English."""
+
 IF = _set(
     """
     if when for where whenever wenn falls für si quand pour se quando per para если при для 若 当 當 如果 のとき jika khi
@@ -153,7 +194,7 @@ OTHERWISE = _set("otherwise else sonst sinon altrimenti иначе 其他 それ
 
 ARTICLES = _set(
     """
-    the a an of der die das le la les el los il lo os
+    the a an is are of der die das le la les el los il lo os
     """
 )
 """What says nothing between other words."""

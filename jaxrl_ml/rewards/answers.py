@@ -5,7 +5,7 @@ here, exactly. Any other pair is returned for the verifier process, which compar
 and leaves the algebra to math-verify.
 
 Verdicts are math-verify's (a number is equal in any form, a unit or a currency beside one number may be left out, `50\%` is 0.5
-and also 50), with these departures. The first eleven accept what math-verify refuses:
+and also 50), with these departures. The first twelve accept what math-verify refuses:
 
 1. Digits and punctuation of any script are read (`٣٫٥`, `３，５`), as are ½, √, ∞, ·, ° and raised and lowered signs (`x⁻¹²`).
 2. `3,5` against a single number is 3.5, not the list 3, 5. Against another list it stays a list.
@@ -22,20 +22,21 @@ and also 50), with these departures. The first eleven accept what math-verify re
 9. Several boxes that only a comma, *and* or *or*, in any of our languages, parts from each other are one answer, a list:
    `\boxed{2} und \boxed{3}`. Of other boxes the last one counts.
 10. A number in another base is its digits and its base: `52_8`, `(52)_8` and `52_{\text{eight}}` are the same.
-11. An inequality in one variable and the set of its solutions are the same, whichever way round it is written, and so are
-    `f(x) = x + 1` and `f(n) = n + 1`.
+11. An inequality in one variable and the set of its solutions are the same, whichever way round it is written.
+12. Other forms of the same: `x \equiv 3 \pmod 7` and `x = 7k + 3`; `f(x) = x + 1` and `f(n) = n + 1`; `k\pi` and `n\pi` for
+    integers k and n; 3 hours 20 minutes and 200 minutes; yes, no, odd, even, true, false and *no solution* in any language.
 
 The others refuse what math-verify accepts, since it reads less than the text says or computes less exactly:
 
-12. Moduli, bases, ellipses, comparison signs, branches of a `cases` environment, primes and all words that are no units must
+13. Moduli, bases, ellipses, comparison signs, branches of a `cases` environment, primes and all words that are no units must
     agree; a quantity in two units may not lose a part; of two units each must mean the same.
-13. Integers, fractions and exact expressions are compared exactly, decimals to a relative 1e-6 of the gold answer
+14. Integers, fractions and exact expressions are compared exactly, decimals to a relative 1e-6 of the gold answer
     (math-verify: six decimal places). A decimal is never near enough to an integer: 41.9999999 is not 42.
-14. A question is not its answer: a sum, product, integral, limit, derivative, determinant, gcd, extremum or floor that is to be
+15. A question is not its answer: a sum, product, integral, limit, derivative, determinant, gcd, extremum or floor that is to be
     computed counts where the gold answer has one, too. Derivatives, gcds and double factorials of letters are symbols.
-15. An equation is neither its right side nor its roots. Two equations agree where one is a multiple of the other or both have
+16. An equation is neither its right side nor its roots. Two equations agree where one is a multiple of the other or both have
     solutions, the same ones (math-verify holds any two without real solutions for equal).
-16. Values stand in the order of their names (`x = 2, y = 3` is (2, 3), not (3, 2)), and what the gold answer lists twice must
+17. Values stand in the order of their names (`x = 2, y = 3` is (2, 3), not (3, 2)), and what the gold answer lists twice must
     be there twice. 9:30 is a time, not the ratio 3:10.
 
 The text is hostile: no step costs more than its length, and numbers are computed with only when they are short.
@@ -49,6 +50,7 @@ from typing import Literal
 from jaxrl_ml.rewards import choices, number
 from jaxrl_ml.rewards.answer_words import AND, OR
 from jaxrl_ml.rewards.latex import BRACES, balances, flat, tidy, to_latex
+from jaxrl_ml.rewards.units import CURRENCIES
 from jaxrl_ml.tasks.maths import MAX_ANSWER_CHARS  # a longer answer is wrong: bounds a row's work, here and in the verifier
 
 _BOX = re.compile(r"(?s:.)?\\(?:boxed|fbox)\s{0,8}\{")
@@ -56,6 +58,7 @@ _BETWEEN_BOXES = 40  # characters: what joins two boxes is short
 _NUMBER = r"""
     (?: \d+\ \d+/\d+ | \d*\\[dtc]?frac\s?(?:\d\s?\d|\{-?\d+\}\{-?\d+\}|\d\{-?\d+\}|\{-?\d+\}\d)
       | [1-9]\d{0,2}(?:[ ']\d{3})+(?!\d)(?:[.,]\d+)? | (?:\d[\d.,]*|\.\d[\d.,]*)(?:\s?/\s?\d+)? )
+    (?:[eE][+-]?\d{1,3}(?![\w.]*\w))?  # 1.5e3
     (?:\s?(?:\\times|\\cdot)\s*10)? (?:\s?\^\s?(?:\{-?\d+\}|\d))?  # a power is part of its number
 """
 _ROOT_OR_PI = r"\\sqrt(?:\[\d\])?\{\d+\} | \\pi(?![a-z])"
@@ -179,7 +182,7 @@ def _for_verifier(text: str, read: number.Number | None) -> str:
         return _INNER_COMMA.sub(".", inner[0]).replace(";", ",") if ";" in inner[0] else inner[0]
 
     if read is not None and not read.listlike:
-        unit, power, exponent = "/".join(read.unit).partition("^")
-        return read.latex + (rf"\text{{ {unit}}}{power}{exponent}" if unit[:1].isalpha() else "")
+        unit, power, exponent = "/".join(CURRENCIES.get(unit, unit) for unit in read.unit).partition("^")
+        return read.latex + (rf"\text{{ {unit}}}{power}{exponent}" if unit.replace("/", "").isalpha() else "")
     text = number.CURRENCY.sub("", text)
     return _BRACKETED.sub(replaced, text) if ";" in text else text

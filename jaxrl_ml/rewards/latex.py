@@ -89,6 +89,8 @@ _REWRITES = tuple(
         (r"(?:\\(?:text|mathord|mathrm))?\{([,:;.])\}", r"\1"),
         (r"\\[dtc]frac", r"\\frac"),
         (r"\\[dt]?binom\s*(?!\{)(\w)\s*(\w)", r"\\binom{\1}{\2}"),
+        (r"\{\s*([^{}]+?)\s*\\choose(?![a-zA-Z])\s*([^{}]+?)\s*\}", r"\\binom{\1}{\2}"),
+        (r"\{\s*([^{}]+?)\s*\\over(?![a-zA-Z])\s*([^{}]+?)\s*\}", r"\\frac{\1}{\2}"),
         (r"\\(?:operatorname\*?|mathrm|text)\s?\{(ln|log|sin|cos|tan|gcd|det)\}", r"\\\1 "),
         (r"\\math(?:rm|up)\s?\{([dei])\}|\{\\rm\s+([dei])\}", r" \1\2 "),  # Euler's number, upright
         (

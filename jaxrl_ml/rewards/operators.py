@@ -34,6 +34,7 @@ def restates(gold: str, answer: str) -> bool:
 _OF_LETTERS = re.compile(
     r"\\frac\s*\{\s*(?:d|\\partial)\s*(?:\^\d)?\s*[a-zA-Z]\s*\}\s*\{\s*(?:d|\\partial)\s*[a-zA-Z]\s*(?:\^\d)?\s*\}"
     r"|(?:\\|\\operatorname\{|(?<![a-zA-Z]))(?P<common>gcd|lcm)\}?\s*\((?P<numbers>[^()]*[a-zA-Z][^()]*)\)"
+    r"|\(\s*2\s*(?P<half>[a-zA-Z])\s*(?P<more>(?:[+-]\s*1)?)\s*\)\s*!!"
     r"|(?:(?<!\d)(?P<factor>\d{1,2})|\d+|[a-zA-Z]|\([^()]*\))\s*!!"
 )
 
@@ -41,12 +42,17 @@ _OF_LETTERS = re.compile(
 def with_symbols(gold: str, answer: str) -> tuple[str, str]:
     r"""Both texts with one symbol for each derivative `\frac{dy}{dx}`, gcd or lcm of letters, and double factorial.
 
-    The double factorial of a number below 100 is computed (math-verify takes it for two factorials).
+    Double factorials of numbers below 100 are computed, and those of 2n, 2n + 1 and 2n - 1 written with factorials: math-verify
+    takes them for two factorials.
     """
     symbols: dict[str, str] = {}
 
     def symbol(match: re.Match[str]) -> str:
         text = squeezed(match[0])
+        if match["half"]:  # (2n)!! = 2^n n!
+            upper = {"": "", "+1": f"(2{match['half']}+1)!", "-1": f"(2{match['half']})!"}[match["more"].replace(" ", "")]
+            lower = f"2^{{{match['half']}}} {match['half']}!"
+            return rf"\frac{{{upper}}}{{{lower}}}" if upper else f"({lower})"
         if match["factor"]:
             return str(prod(range(int(match["factor"]), 1, -2)))
         if match["common"]:

@@ -58,7 +58,7 @@ def read(text: str) -> RealSet | None:
         if not intervals or not all(intervals):
             return None
         union = r"\cup".join(map(_english_brackets, intervals))
-        return RealSet(variable, union, not variable and not re.search(r"[\[\]]|\\cup|\\infty", union))
+        return RealSet(variable, union, not variable and not re.search(r"[\[\]]|\\cup|\\infty", text))
     if around := _AROUND_ZERO.fullmatch(text):
         return _around_zero(around["variable"], around["sign"], around["bound"].strip())
     if has_words(text):

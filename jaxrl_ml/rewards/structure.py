@@ -109,6 +109,30 @@ def _around_environment(text: str) -> tuple[str, str]:
     return squeezed(text[: match.start()]), squeezed(text[match.end() :])
 
 
+# Families of values with an integer
+
+_Z = r"\\in\s*\\mathbb\s?\{?Z\}?"
+_FAMILY = re.compile(
+    rf"[,;(]*\s*(?:(?:\\text\{{)?[\s,]*(?:for|where|with)\s*(?:any|all|every|some|each)?\s*\}}?)?\s*(?P<member>[a-z])\s*{_Z}\s*\)?\s*$"
+    r"|[,;(]*\s*(?:\\text\{)?[\s,]*(?:for|where|with)\s*(?:any|all|every|some|each|an)?\s*integers?\s*\}?\s*(?P<integer>[a-z])\s*\)?\s*$"
+    r"|[,;(]*\s*(?:\\text\{)?[\s,]*where\s*\}?\s*(?P<letter>[a-z])\s*(?:\\text\{)?\s*is an(?:y)? integer\s*\}?\s*\)?\s*$"
+)
+
+
+def family(text: str) -> tuple[str, str] | None:
+    r"""The values of `k\pi, k \in \mathbb{Z}` and the letter of their integer; None for another text."""
+    match = _FAMILY.search(text)
+    if match is None:
+        return None
+    letter, values = match[match.lastgroup], text[: match.start()].rstrip(" ,;(")
+    return (values, letter) if re.search(rf"(?<![a-zA-Z]){letter}", values) else None
+
+
+def renamed(text: str, letter: str, other: str) -> str:
+    """The text with another letter for a variable."""
+    return re.sub(rf"(\\[a-zA-Z]+)|{letter}", lambda found: found[1] or other, text)
+
+
 # Congruences
 
 _MOD = re.compile(r"\\text\{\s*(\(?)\s*mod(?:ulo)?\s*([^{}]*)\}|\\[pb]?mod(?![a-zA-Z])|(?<![\\a-zA-Z])mod(?:ulo)?(?![a-zA-Z])")
@@ -117,11 +141,20 @@ _CONGRUENCE = re.compile(
 )
 
 
+_PROGRESSION = re.compile(
+    r"(?:(?P<name>[a-zA-Z])\s*=\s*)?(?:(?P<first>\d+)\s*[a-z]\s*(?P<after>[+-]\s*\d+)?|(?P<before>-?\d+)\s*\+\s*(?P<last>\d+)\s*[a-z])"
+)
+
+
 def _congruences(text: str) -> list[tuple[str, list[str], str]] | None:
     r"""The name, residues and modulus of each congruence `n \equiv 1, 5 \pmod 6` of a list; None for another text.
 
-    A modulus is that of all residues before it, and what has one name and one modulus is one congruence.
+    A modulus is that of all residues before it, and what has one name and one modulus is one congruence. `n = 6k + 1` is one.
     """
+    if progression := _PROGRESSION.fullmatch((family(text) or (text,))[0].strip()):
+        modulus = progression["first"] or progression["last"]
+        residue = (progression["after"] or progression["before"] or "0").replace(" ", "").removeprefix("+")
+        return [(progression["name"] or "", [residue], modulus)]
     text = _MOD.sub(lambda mod: f"{mod[1] or ''}\\mod {mod[2] or ''}", text)
     text = re.sub(r"\(\s*(?=\\mod)", " ", text)
     congruences: dict[tuple[str, str], list[str]] = {}

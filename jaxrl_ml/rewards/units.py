@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 
 from jaxrl_ml.rewards.answer_words import MODIFIERS
 
@@ -189,6 +190,29 @@ def differ(units: Sequence[str], others: Sequence[str]) -> bool:
         not concepts & other_concepts or (powers_count and word == other and power != other_power)
         for (word, power, concepts), (other, other_power, other_concepts) in zip(*known, strict=True)
     )
+
+
+_SCALES = (
+    {"week": 604_800, "day": 86_400, "h": 3_600, "min": 60, "s": 1},
+    {"yard": 36, "ft": 12, "inch": 1},
+    {"lb": 16, "ounce": 1},
+    {"km": 1_000_000, "m": 1_000, "cm": 10, "mm": 1},
+    {"kg": 1_000, "g": 1},
+    {"l": 1_000, "ml": 1},
+    {"dollar": 100, "cent": 1},
+    {"euro": 100, "cent": 1},
+    {"ruble": 100, "kopeck": 1},
+)
+
+
+def totals(parts: Sequence[tuple[Fraction, str]]) -> dict[int, Fraction]:
+    """A quantity in several units, given as (number, unit) pairs, in the smallest unit of each scale that has all its units."""
+    sums = {}
+    for i, scale in enumerate(_SCALES):
+        sizes = [scale[min(common)] for _, unit in parts if (common := _concepts(_read(unit)[0]) & scale.keys())]
+        if len(sizes) == len(parts):
+            sums[i] = sum(value * size for (value, _), size in zip(parts, sizes, strict=True))
+    return sums
 
 
 def _read(unit: str) -> tuple[str, str]:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from jaxrl_ml.rewards.answer_words import AND, ARTICLES, CHANGING, FUNCTIONS, MODIFIERS, OR, SHORT
+from jaxrl_ml.rewards.answer_words import AND, ARTICLES, CHANGING, FUNCTIONS, MODIFIERS, OR, PHRASES, SHORT
 from jaxrl_ml.rewards.units import UNITS
 
 _LETTERS = r"[A-Za-zªµºÀ-\u02af\u0300-\U0010ffff]+"
@@ -118,6 +118,12 @@ def with_connectives(text: str) -> str:
             if command:
                 pieces[i] = Part(False, f" {command}")
     return joined(pieces) if any(not pieces[i].is_word and pieces[i].text in (r" \AND ", r" \OR ") for i in between) else text
+
+
+def in_english(text: str) -> str:
+    r"""The text as `\text{no solution}` or the like, where it is a phrase of `answer_words.PHRASES`."""
+    phrase = " ".join(re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).split()).rstrip(" .!。।").casefold()
+    return rf"\text{{{PHRASES[phrase]}}}" if phrase in PHRASES else text
 
 
 _POWER_OR_SLASH = re.compile(r"\s*(?:\^\s?\{?(?P<power>-?[1-3])\}?\s*|/|\\cdot|\*)*\s*")
