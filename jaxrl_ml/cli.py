@@ -212,15 +212,17 @@ def source_files(config: Config, source: Path) -> dict[str, Path]:
 def _modules_of(value: Any, deep: bool = True) -> Iterator[str]:
     """The names of the modules that an object of a config takes its code from; `deep`: its fields and items, too."""
     if isinstance(value, functools.partial):
+        yield from _modules_of((value.args, value.keywords), deep)
         value = value.func
+    value = getattr(value, "__func__", value)  # of a method
     yield type(value).__module__
     if isinstance(value, (FunctionType, type)) and isinstance(value.__module__, str):
         yield value.__module__
     if deep and dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
             yield from _modules_of(getattr(value, field.name))
-    elif deep and isinstance(value, (dict, tuple)):
-        for item in value.values() if isinstance(value, dict) else value:
+    elif deep and isinstance(value, (Mapping, tuple, list)):
+        for item in value.values() if isinstance(value, Mapping) else value:
             yield from _modules_of(item)
 
 
@@ -278,7 +280,9 @@ def run_command(main: Callable[[], int | None]) -> None:
     try:
         status = main()
     except UserError as error:
-        print(f"error: {storage.with_addresses(str(error))}", file=sys.stderr)
+        text = " ".join(storage.with_addresses(str(error)).splitlines())
+        text = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)  # it may quote a hostile file
+        print(f"error: {text}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         status = 130

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -25,7 +26,7 @@ import numpy as np
 
 from jaxrl_ml.languages.thinking import with_openings
 from jaxrl_ml.rewards.combined import as_scores
-from jaxrl_ml.types import Example, Packed, PromptFormat, Prompts, Reward, Rollout, Scores, Task, UserError, require
+from jaxrl_ml.types import Example, Packed, PromptFormat, Prompts, Reward, Rollout, Scores, Task, UserError, one_line, require
 
 if TYPE_CHECKING:
     from jaxrl_ml.tokenizer import Tokenizer
@@ -336,14 +337,22 @@ def scored_texts(tokenizer: Tokenizer, prompts: Prompts, texts: Sequence[str]) -
 def score_rows(reward: Reward, texts: Sequence[str], examples: Sequence[Example], group_size: int) -> Scores:
     """The reward's scores of B = Q·group_size texts, of which rows b belong to `examples[b // group_size]`.
 
-    Rewards that are not finite are kept for the caller to count. Raises UserError where the reward does not return one value
-    a row.
+    Rewards that are not finite are kept for the caller to count. Raises UserError where the reward raises, or does not return
+    one value a row.
     """
     repeated = list(itertools.chain.from_iterable(itertools.repeat(example, group_size) for example in examples))
     if len(texts) != len(repeated):
         raise ValueError(f"{len(texts)} texts for {len(examples)} examples of {group_size} samples")
     name = getattr(reward, "__qualname__", type(reward).__qualname__)
-    return as_scores(reward(texts, repeated), len(texts), f"reward {name}")
+    try:
+        result = reward(texts, repeated)
+    except UserError:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        told = f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(f"reward {name} failed at {place.filename}:{place.lineno} with {told}; mend it and resume") from error
+    return as_scores(result, len(texts), f"reward {name}")
 
 
 def completion_width(lengths: np.ndarray, max_width: int) -> int:

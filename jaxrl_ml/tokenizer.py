@@ -20,11 +20,10 @@ from typing import Any
 import numpy as np
 
 from jaxrl_ml.models import chat_template
-from jaxrl_ml.models.chat_template import one_line
-from jaxrl_ml.types import HALF_CHARACTER, Message, UserError
+from jaxrl_ml.types import HALF_CHARACTER, Message, UserError, one_line, require
 
 PAD, EOS = "<pad>", "<eos>"
-_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _BACKEND_NAMES = ("TokenizersBackend", "PreTrainedTokenizerFast")  # transformers 5's and 4's name of "just tokenizer.json"
 _MAX_STOP_BYTES = 256  # bounds the stop table: one row of V entries a byte
 
@@ -77,18 +76,21 @@ class Tokenizer:
             hf = loader.from_pretrained(str(path), local_files_only=True)
         except Exception as error:  # the Rust side raises plain Exception for a malformed file
             raise UserError(f"cannot read the tokenizer in {path}: {one_line(error)}") from error
-        if not hf.is_fast:
-            raise UserError(f"{path}: {type(hf).__name__} is a slow tokenizer; convert it to a folder with tokenizer.json")
+        require(hf.is_fast, f"{path}: {type(hf).__name__} is a slow tokenizer; convert it to a folder with tokenizer.json")
+        size = hf.backend_tokenizer.get_vocab_size(with_added_tokens=False)
+        require(size > 0, f"the tokenizer in {path} has an empty vocabulary: fetch tokenizer.json again")
         if dropout := getattr(hf.backend_tokenizer.model, "dropout", None):
             raise UserError(f"{path}: tokenizer.json has dropout={dropout}, so tokens would be drawn at random; set it to null")
         templates = hf.chat_template.values() if isinstance(hf.chat_template, dict) else [hf.chat_template or ""]
-        if not all(isinstance(template, str) for template in templates):
-            raise UserError(f"{path}: chat_template={hf.chat_template!r:.60} must be a text, or named texts; correct the file")
+        are_texts = all(isinstance(template, str) for template in templates)
+        require(are_texts, f"{path}: chat_template={hf.chat_template!r:.60} must be a text, or named texts; correct the file")
         stop_ids = [] if hf.eos_token_id is None else [hf.eos_token_id]
         sizes = (vocab_size, _read_json(path / "config.json").get("vocab_size"), max(hf.get_vocab().values()) + 1)
-        stop_ids += _read_stop_ids(path, next(size for size in sizes if type(size) is int))  # True is none
-        if not stop_ids:
-            raise UserError(f"the tokenizer in {path} has no end-of-sequence token: set eos_token in tokenizer_config.json")
+        size = next(size for size in sizes if type(size) is int)  # True is none
+        remedy = f"{path}: correct eos_token in tokenizer_config.json, {hf.eos_token!r:.40}"
+        require(max(stop_ids, default=0) < size, f"{remedy}: its id {stop_ids} is none of the model's, 0 to {size - 1}")
+        stop_ids += _read_stop_ids(path, size)
+        require(bool(stop_ids), f"{path}: the tokenizer has no end-of-sequence token: set eos_token in tokenizer_config.json")
         return cls(hf, stop_ids)
 
     @classmethod

@@ -36,6 +36,11 @@ class UserError(Exception):
     """A mistake of the user's: its text is one line that names the offending value and the remedy."""
 
 
+def one_line(error: Exception) -> str:
+    """The text of an error, at most 200 characters without line breaks."""
+    return " ".join(str(error).split())[:200].rstrip(".")
+
+
 def require(condition: bool, message: str) -> None:
     """Raises UserError with `message` unless the condition holds."""
     if not condition:

@@ -241,7 +241,7 @@ def test_named_rewards_are_counted_by_the_one_that_decides(evaluator_of, weights
     [
         ((0.0, 0.9), "from 0 to 0.9: 1 or more counts as correct, so no completion is correct"),
         ((0.9, 0.9), "from 0.9 to 0.9"),
-        ((1.0, 1.9), "from 1 to 1.9: 1 or more counts as correct, whatever it is made up of"),
+        ((1.0, 1.9), "from 1 to 1.9: 1 or more counts as correct, so bonuses can make a wrong answer count as correct"),
         ((0.0, 1.0), None),
         ((0.0, 0.0), None),
     ],

@@ -128,7 +128,7 @@ def test_a_reward_over_one_is_told_at_once_and_once_a_stage():
     step = LEARNS | {"reward/correct": 0.969, "reward/plain_min": 0.0, "reward/plain_max": 2.0}
     warnings, watch = watched([step] * 20)
     assert [len(texts) for texts in warnings] == [1] + [0] * 19
-    assert "from 0 to 2: 1 or more counts as correct, whatever it is made up of" in warnings[0][0]
+    assert "from 0 to 2: 1 or more counts as correct, so bonuses can make a wrong answer count as correct" in warnings[0][0]
     assert len(watch.update("next", step)) == 1
 
 
@@ -171,3 +171,14 @@ def test_the_summary_tells_of_stages_that_learnt_nothing_for_long():
     records.append({"step": 9, "stage": "sft", "eval/test/accuracy": 0.5})
     assert learning_summary(records) == ["warning: grpo learnt nothing in 7 of 8 steps, up to 6 in a row"]
     assert learning_summary([]) == learning_summary([{"step": 1, "stage": "old"}]) == []
+
+
+def test_steps_without_any_reward_do_not_end_the_count_of_rewards_below_one():
+    watch, warnings = LearningWatch(), []
+    values = {"reward/plain_min": 0.0, "reward/correct": 0.0, "rollout/advantage_rows": 4}
+    for step in range(8):
+        warnings += watch.update("grpo", {**values, "reward/plain_max": 0.5 * (step % 2)})
+    assert not any("no completion is correct" in text for text in warnings)  # four steps below one
+    for high in (0.0, 0.5):
+        warnings += watch.update("grpo", {**values, "reward/plain_max": high})
+    assert sum("no completion is correct" in text for text in warnings) == 1

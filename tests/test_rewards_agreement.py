@@ -335,6 +335,9 @@ def test_work_on_hostile_text_is_bounded():
         "5 cm ",
         "_8",
         "(",
+        "{a}",
+        "1_{}",
+        "\\{x|",
         "\\AND ",
         "a'",
         "1:",
@@ -342,3 +345,5 @@ def test_work_on_hostile_text_is_bounded():
     for unit in units:
         text = tidy((unit * 1000)[:1000])
         assert agree(text, text + "1", partial(same_text)) in (True, False)
+    builder = "\\{x | x > " + "{a}" * 200 + "\\} y"  # once exponential in the number of braces
+    assert agree(builder, builder + "1", same_text) is False

@@ -89,6 +89,14 @@ def test_extract(text, expected):
         ("3.2 × 10^5 cells", "3.2 \\times  10^5"),
         ("\\frac13", "\\frac13"),
         ("H2O", None),
+        ("7 is a_{n+1} = 2^{n-1}", "7"),
+        ("7 of n^{2n+10}", "7"),
+        ("7 x^{ 2 } and x^{1/2}", "7"),
+        ("12 m s-2", "12"),
+        ("1.6e-19 C", "1.6e-19"),
+        ("5.0e3 m", "5.0e3"),
+        ("\\frac{\\sqrt{3}}{2}", "\\frac{\\sqrt{3}}{2}"),
+        ("\\frac{x}{3}", "\\frac{x}{3}"),
         ("5 moles of H_2O and CO2", "5"),
         ("3\\sqrt{2}", "3\\sqrt{2}"),
         ("2\\pi", "2\\pi"),
@@ -204,7 +212,9 @@ SCALES = """
     Millionen Dutzend mila milione milioni milhão milhões dúzia ألف آلاف مليون พัน
     หมื่น แสน ล้าน โหล nghìn ngàn triệu trăm ribu juta lusin אלף אלפים מיליון mii milioane
     elfu laki milioni dazeni হাজার লাখ কোটি ডজন వేలు లక్షలు కోట్లు हज़ार लाख करोड़
-    दर्जन x π i
+    दर्जन x π i Viertel Drittel Billionen nicht falsch etwa tercios cuartos billones decenas veintena tiers quarts
+    centaines dizaine vingtaines environ terzi quarti centinaia decine circa terços trilhões dezenas трети четверти
+    триллионов сотен неверно примерно triliun sepertiga trilioane sferturi nusu অর্ধেক సగం आधा तिहाई
 """
 
 

@@ -234,6 +234,7 @@ MISTAKES = {
     "weight as text": ({"reward": {"a": (len, "1")}}, "or (function, weight)"),
     "weight as truth": ({"reward": {"a": (len, True)}}, "or (function, weight)"),
     "nan": ({"reward": {"a": (len, float("nan"))}}, "the weight nan of 'a' must be finite"),
+    "huge": ({"reward": {"a": (len, 10**400)}}, "must be finite, and below 1e38"),
     "inf": ({"reward": {"a": (len, float("-inf"))}}, "the weight -inf of 'a' must be finite"),
     "kind of choice": ({"reward": {"a": len}, "correct": 1}, "correct=1 must be a text or None"),
 }

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import unicodedata
 from fractions import Fraction
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from jaxrl_ml.rewards.number import RELATIVE_TOLERANCE, Number, equal, read
+from jaxrl_ml.rewards.number import CURRENCY, RELATIVE_TOLERANCE, Number, equal, read
 
 
 @pytest.mark.parametrize(
@@ -77,3 +78,31 @@ def test_only_decimals_that_are_no_integers_have_a_tolerance_and_it_is_relative_
         verdict = equal(Number(gold, "", decimal=first), Number(other, "", decimal=second))
         exact = not (first or second) or 1 in (gold.denominator, other.denominator)
         assert verdict is (gold == other if exact else abs(gold - other) <= abs(gold) * RELATIVE_TOLERANCE)
+
+
+def test_every_sign_of_money_is_one():
+    signs = [chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) == "Sc"]
+    assert len(signs) > 60 and all(CURRENCY.fullmatch(sign) for sign in signs)
+    others = [chr(code) for code in range(0x20000) if unicodedata.category(chr(code)) not in ("Sc", "Cn")]
+    assert not any(map(CURRENCY.fullmatch, others))
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "unit"),
+    [
+        ("7 thousand", 7000, ()),
+        ("7万元", 70000, ("元",)),
+        ("1,5 Millionen Euro", 1_500_000, ("Euro",)),
+        ("7千米", 7, ("千米",)),
+        ("7 miles", 7, ("miles",)),
+        ("18 đô la", 18, ("đô la",)),
+        ("30^\\circ", 30, ("°",)),
+        ("25^\\circ C", 25, ("°C",)),
+        ("5 km^2", 5, ("km^2",)),
+        ("60 km/h", 60, ("km", "h")),
+        ("RM 18.00", 18, ()),
+    ],
+)
+def test_units_and_multiples(text, value, unit):
+    number = read(text)
+    assert number is not None and number.value == value and number.unit == unit

@@ -239,7 +239,7 @@ def test_damaged_and_missing_files_are_one_line(tmp_path, tool, monkeypatch, cap
 def test_a_tensor_that_llama_has_not_is_named(tool):
     assert tool.hf_name("blk.11.ffn_up.weight") == "model.layers.11.mlp.up_proj.weight"
     for name in ("rope_freqs.weight", "blk.0.attn_q.bias", "blk.0.ffn_gate_exps.weight", "x"):
-        with pytest.raises(tool.UserError, match=f"tensor '{name}' is none of a Llama model's"):
+        with pytest.raises(tool.UserError, match=f"tensor '{name}' is not a tensor of a Llama model"):
             tool.hf_name(name)
 
 

@@ -477,10 +477,13 @@ def test_numbers(text, number):
 
 
 def test_answers_in_a_box_are_unwrapped(tmp_path):
-    answers = ["\\boxed{204}", "$\\boxed{\\frac{1}{2}}$", "x = \\boxed{2}", "\\boxed{}", 5]
+    answers = ["\\boxed{204}", "$\\boxed{\\frac{1}{2}}$", "x = \\boxed{2}", "\\boxed{1} or $\\boxed{\\sqrt{2}}$", 5]
     path = jsonl(tmp_path, [{"question": "q", "answer": answer} for answer in answers])
     unwrapped = [example.answer for example in maths.from_columns(path, "x")]
-    assert unwrapped == ["204", "\\frac{1}{2}", "x = \\boxed{2}", "\\boxed{}", "5"]
+    assert unwrapped == ["204", "\\frac{1}{2}", "x = 2", "1 or $\\sqrt{2}", "5"]
+    empty = jsonl(tmp_path, [{"question": "q", "answer": "\\boxed{}"}])
+    with pytest.raises(UserError, match="is an empty box"):
+        list(maths.from_columns(empty, "x"))
 
 
 QUESTION = Example("q", "t", {"question": "What is 1+1?"}, "2", "de")

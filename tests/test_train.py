@@ -634,7 +634,7 @@ config = replace(config, stages=(replace(grpo, reward=almost), replace(grpo, rew
     shown = capsys.readouterr().out
     for owner, counted in (
         ("grpo", "from 0 to 0.9: 1 or more counts as correct, so no completion is correct"),
-        ("bonus", "from 1 to 1.9: 1 or more counts as correct, whatever it is made up of"),
+        ("bonus", "from 1 to 1.9: 1 or more counts as correct, so bonuses can make a wrong answer count as correct"),
         ("evaluation test", "so no completion is correct"),
     ):
         lines = [line for line in shown.splitlines() if line.startswith(f"warning: {owner}: ")]

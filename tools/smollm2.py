@@ -48,7 +48,7 @@ def hf_name(name: str) -> str:
     if name in WHOLE:
         return WHOLE[name]
     block, layer, part, suffix = (name.split(".") + [""] * 4)[:4]
-    require(block == "blk" and part in LAYER and suffix == "weight", f"tensor {name!r} is none of a Llama model's")
+    require(block == "blk" and part in LAYER and suffix == "weight", f"tensor {name!r} is not a tensor of a Llama model")
     return f"model.layers.{layer}.{LAYER[part]}.{suffix}"
 
 

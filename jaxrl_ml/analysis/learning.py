@@ -49,9 +49,12 @@ class LearningWatch:
         """The warning about a plain reward, once a stage for either way in which it does not fit."""
         low, high = metrics.get("reward/plain_min", 1.0), metrics.get("reward/plain_max", 1.0)
         below = _never_correct(low, high)
-        self._steps_below_one = self._steps_below_one + 1 if below else 0
+        if high >= 1:
+            self._steps_below_one = 0
+        elif below:  # a step whose rewards are all 0 says nothing and does not end the count
+            self._steps_below_one += 1
         kind = "over" if high > 1 else "below"
-        if kind in self._plain_warned or (kind == "below" and self._steps_below_one < PATIENCE):
+        if kind in self._plain_warned or (kind == "below" and (not below or self._steps_below_one < PATIENCE)):
             return None
         self._plain_warned.add(kind)
         return plain_reward_warning(stage, low, high)
@@ -90,7 +93,8 @@ def cause_of_no_learning(metrics: Mapping[str, float]) -> str | None:
             return (
                 f"no row is left in the loss: {metrics['rollout/mixed_groups']:.1%} of the groups have both right and wrong "
                 f"completions (loss.filter leaves out the others), and {metrics['rollout/truncated']:.1%} of the completions "
-                "were cut off (loss.overlong=mask leaves these out): raise sampling.max_completion_tokens, or change them"
+                "were cut off (loss.overlong=mask leaves these out): raise sampling.max_completion_tokens, or change "
+                "loss.filter and loss.overlong"
             )
         return (
             "the rewards are equal within each group: take problems of another difficulty, a larger group_size or a higher "
@@ -126,7 +130,7 @@ def _never_correct(low: float, high: float) -> bool:
 def plain_reward_warning(owner: str, low: float, high: float) -> str | None:
     """What to say of plain rewards from `low` to `high`: None where "1 or more is correct" may be what was meant."""
     if high > 1:
-        counted = "whatever it is made up of"
+        counted = "so bonuses can make a wrong answer count as correct"
     elif _never_correct(low, high):
         counted = "so no completion is correct"
     else:

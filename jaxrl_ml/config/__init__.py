@@ -137,7 +137,7 @@ def _check_day(name: str, day: str) -> None:
         valid = date.fromisoformat(day).isoformat() == day
     except ValueError:
         valid = False
-    require(valid, f"{name}={day!r} is no day; write it as year-month-day, such as 2026-11-30")
+    require(valid, f"{name}={day!r} is not a date; write it as year-month-day, such as 2026-11-30")
 
 
 @dataclass(frozen=True)

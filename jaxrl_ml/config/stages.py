@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -150,12 +151,12 @@ def check_rewards(owner: str, reward: Any, correct: str | None) -> None:
         )
         require(name not in RESERVED_REWARD_NAMES, f"{owner}.reward: reward/{name} is a metric of every stage; rename {name!r}")
         function, weight = term if isinstance(term, tuple) and len(term) == 2 else (term, 1.0)
-        is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+        is_number = isinstance(weight, numbers.Real) and not isinstance(weight, bool)
         require(
             callable(function) and is_number,
             f"{owner}.reward: {name!r} is {term!r:.60}; give a function of texts and examples, or (function, weight)",
         )
-        require(math.isfinite(weight), f"{owner}.reward: the weight {weight} of {name!r} must be finite")
+        require(abs(weight) < 1e38, f"{owner}.reward: the weight {weight!s:.20} of {name!r} must be finite, and below 1e38")
     names = ", ".join(reward)
     require(
         correct is not None or len(reward) == 1,

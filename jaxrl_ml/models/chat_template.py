@@ -13,11 +13,11 @@ from typing import Any
 
 from jinja2 import Template, TemplateError, nodes
 
-from jaxrl_ml.types import UserError, require
+from jaxrl_ml.types import UserError, one_line, require
 
 _MAX_CHARACTERS = 10_000_000  # of a rendered prompt: more than any model reads, so that an endless template ends
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # the names that transformers takes for one field
-_REMEDY = "mend the template, or use a prompt format that returns text"
+_REMEDY = "fix the template, or use a prompt format that returns text"
 
 
 def compiled(source: str | Mapping[str, str], compile: Callable[[str], Template]) -> Template:
@@ -26,7 +26,7 @@ def compiled(source: str | Mapping[str, str], compile: Callable[[str], Template]
     compile: transformers' compiler. Raises UserError for a template that is no Jinja, and for one that draws at random.
     """
     if not isinstance(source, str):
-        names = ", ".join(map(repr, sorted(source))) or "no name"
+        names = ", ".join(sorted(map(repr, source))) or "no name"
         require(
             "default" in source,
             f"the tokenizer's chat templates have {names}, not 'default': rename the one to use in its files",
@@ -106,8 +106,3 @@ def _require_texts(messages: Sequence[Mapping[str, Any]], rendered: str) -> None
 
 def _squeezed(text: str) -> str:
     return "".join(text.split())
-
-
-def one_line(error: Exception) -> str:
-    """The text of an error, at most 200 characters without line breaks."""
-    return " ".join(str(error).split())[:200].rstrip(".")

@@ -80,11 +80,11 @@ def _read_family(path: Path, raw: dict[str, Any]) -> str:
     if not names:
         require(
             model_type in ARCHITECTURES.values(),
-            f"{path}: model_type={model_type!r} without architectures is not supported; those that are: {supported}",
+            f"{path}: model_type={model_type!r} without architectures is not supported; supported architectures: {supported}",
         )
         return model_type
     family = ARCHITECTURES.get(str(names[0])) if isinstance(names, list) and len(names) == 1 else None
-    require(family is not None, f"{path}: architectures={names} is not supported; those that are: {supported}")
+    require(family is not None, f"{path}: architectures={names} is not supported; supported architectures: {supported}")
     require(
         model_type in (None, family),
         f"{path}: architectures={names} and model_type={model_type!r} name two architectures, and transformers goes by "
@@ -138,7 +138,7 @@ def _read_rope(path: Path, raw: dict[str, Any], max_positions: int) -> tuple[flo
     kind = rope.get("rope_type", rope.get("type", "default"))
     _refuse_contradiction(path, f"{name}.rope_type", kind, f"{name}.type", rope.get("type"))
     if kind not in ("default", "llama3"):
-        raise UserError(f"{path}: rope_type={kind!r} in {rope} is not supported; those that are: default, llama3")
+        raise UserError(f"{path}: rope_type={kind!r} in {rope} is not supported; supported types: default, llama3")
     if rope.get("partial_rotary_factor", 1) != 1:
         raise UserError(f"{path}: partial_rotary_factor={rope['partial_rotary_factor']} is not supported; it must be 1")
     _refuse_contradiction(path, f"{name}.rope_theta", rope.get("rope_theta"), "rope_theta", outer["rope_theta"])

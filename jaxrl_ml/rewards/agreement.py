@@ -23,7 +23,7 @@ from math import gcd
 
 from jaxrl_ml.rewards import number, structure
 from jaxrl_ml.rewards.answer_words import IF
-from jaxrl_ml.rewards.names import NAME, assignments, in_order, is_equation, members, named, of_one_letter, untupled
+from jaxrl_ml.rewards.names import COMMAND, NAME, assignments, in_order, is_equation, members, named, of_one_letter, untupled
 from jaxrl_ml.rewards.operators import restates, with_symbols
 from jaxrl_ml.rewards.real_sets import real_sets_agree, rising
 from jaxrl_ml.rewards.structure import Same, match_all, split, squeezed
@@ -131,10 +131,10 @@ def _quantities_agree(gold: Quantity, answer: Quantity, equal: Same) -> bool:
 
 
 def _signs_agree(gold: str, answer: str, equal: Same) -> bool | None:
-    """False where signs differ that math-verify drops or reads otherwise; None where they agree."""
+    """False if primes, indices, transposes, angles or the case of letters differ, which math-verify ignores; else None."""
     if any(map(_TWO_NUMBERS.search, (gold, answer))):  # it adds `5 6` up
         return False
-    if bool(named(gold)[0]) != bool(named(answer)[0]):  # a name may be left out, with what it has
+    if bool(named(gold)[0]) != bool(named(answer)[0]):  # if only one side has a name, compare the values
         gold, answer = named(gold)[1], named(answer)[1]
     for pattern in (_PRIMES, _INDEX, _TRANSPOSED, _NABLA):
         if sorted(pattern.findall(gold)) != sorted(pattern.findall(answer)):
@@ -143,7 +143,7 @@ def _signs_agree(gold: str, answer: str, equal: Same) -> bool | None:
     if any(one not in (other, other[::-1]) for one, other in zip(*angles, strict=False)):  # it multiplies A, B and C
         return False
     letters = [
-        set(_LETTER.findall(_COMMAND.sub(" ", "".join(part.text for part in parts(text) if not part.is_word))))
+        set(_LETTER.findall(COMMAND.sub(" ", "".join(part.text for part in parts(text) if not part.is_word))))
         for text in (gold, answer)
     ]
     if any(letter.swapcase() in letters[0] - letters[1] for letter in letters[1] - letters[0]):  # it takes E for e
@@ -171,8 +171,8 @@ def _words_agree(gold: str, answer: str, equal: Same) -> bool | None:
     )
 
 
+_ARITHMETIC = re.compile(r"\\(?:frac|sqrt|cdot|times|div|pm|pi)(?![a-zA-Z])")
 _DERIVATIVE = re.compile(r"\\frac\s*\{\s*d|\\partial|'")
-_COMMAND = re.compile(r"\\[A-Za-z]+|\\.")
 _TWO_NUMBERS = re.compile(r"\b\d+\s+\d")
 _PRIMES = re.compile(r"'+")
 _INDEX = re.compile(r"(?<=[\d)}\]])\s*_\s*(?:\{[^{}]*\}|\w)")
@@ -212,7 +212,7 @@ def _lists_agree(gold: str, answer: str, equal: Same) -> bool:
 
 
 def _named_values_agree(items: tuple[list[str], list[str]], by_name: tuple[dict | None, dict | None], equal: Same) -> bool:
-    """Compares lists of which one at least has a name for each value, by name where both have them, and else in order."""
+    """Compares two lists, at least one of which names every value: by name if both have the same names, and else in order."""
     same = partial(_values_agree, equal=equal)
     golds, answers = by_name
     if golds and answers and golds.keys() == answers.keys():
@@ -227,7 +227,8 @@ def _named_values_agree(items: tuple[list[str], list[str]], by_name: tuple[dict 
     others = [members(side[0]) or side if len(side) == 1 else side for side in values]
     if answers:
         others[1] = in_order(answers)
-    return len(others[0]) == len(others[1]) and all(map(same, *others))
+    orders = [others[0], in_order(golds)] if golds else [others[0]]  # `y = 2, x = 1` is (1, 2), and (y, x) = (2, 1) is (2, 1)
+    return any(len(order) == len(others[1]) and all(map(same, order, others[1])) for order in orders)
 
 
 def _both_signs(item: str) -> list[str]:
@@ -255,7 +256,7 @@ def _without_common(golds: list[str], answers: list[str]) -> tuple[list[str], li
 
 
 def _is_equation_beside_values(items: list[str], others: list[str]) -> bool:
-    """Whether a list has a side of an equation in one variable, such as `x^2 = 4`, and the other list has no `=`."""
+    """Whether one list contains an equation in one variable, such as `x^2 = 4`, and the other contains no `=`."""
     if any("=" in item for item in others):
         return False
     return any(is_equation(named(item)[0], of_one_variable=True) for item in items if "=" in item)
@@ -269,6 +270,11 @@ def _values_agree(gold: str, answer: str, equal: Same) -> bool:
     if name and not other_name:
         return not is_equation(name) and _values_agree(value, answer, equal)
     if other_name and not name:
+        sides = split(other_name, "=")
+        values = [side for side in sides if not _LETTER.search(_ARITHMETIC.sub("", side))]
+        other_name = "=".join(side for side in sides if side not in values)
+        if not all(equal(side, other_value) for side in values) or _stands_in(other_name, other_value):
+            return False
         return not is_equation(other_name, of_one_variable=True) and _values_agree(gold, other_value, equal)
     if name and squeezed(name) == squeezed(other_name):
         return _values_agree(value, other_value, equal)
@@ -288,6 +294,11 @@ def _values_agree(gold: str, answer: str, equal: Same) -> bool:
     if "\\AND" in gold + answer or "\\OR" in gold + answer:  # within brackets, where they part nothing
         return False
     return equal(*(rising(text).replace("%", r"\%") for text in (gold, answer)))
+
+
+def _stands_in(name: str, value: str) -> bool:
+    """Whether a variable is said to be something that has it, as in `x = x^2`."""
+    return len(name) == 1 and re.search(rf"(?<![a-zA-Z\\]){name}(?![a-zA-Z_])", value) is not None
 
 
 def _time(text: str) -> tuple[int, int] | None:

@@ -123,7 +123,7 @@ MULTIPLIERS = {
     }.items()
     for word in words.split()
 }
-"""What multiplies the number before it, and by how much."""
+"""Words that multiply the number before them, with their values."""
 
 CHANGING = frozenset(word.casefold() for word in MULTIPLIERS) | _set(
     """
@@ -136,9 +136,39 @@ CHANGING = frozenset(word.casefold() for word in MULTIPLIERS) | _set(
     no none only odd even prime composite mod modulo base factorial squared cubed or and if when where for is
     are am pm percent times positive negative true false undefined infinity remaining plus minus each menos más
     moins weniger mehr meno più mais puțin mai au
+    trillions quintillion sextillion quarter quarters zehn zwanzig approximately approx roughly almost nearly
+    unknown guess maybe perhaps probably unsure
+    viertel drittel fünftel sechstel achtel zehntel hundertstel tausendstel billion billionen billiarde billiarden
+    trilliarde trilliarden nicht falsch kein keine etwa ungefähr circa doppelt paar höchstens mindestens
+    tercio tercios cuarto cuartos quinto quintos sexto octavo octavos décimo décimos centésimo centésimos milésimo
+    medio medios billón billones decena decenas centena centenas centenar centenares veintena veintenas aproximadamente
+    quizá quizás tal vez incorrecto cientos
+    tiers quart quarts cinquième cinquièmes sixième dixième dixièmes centième centièmes millième millièmes demi demie
+    demis dizaine dizaines centaine centaines vingtaine vingtaines millier milliers environ peut-être faux pas cent cents
+    terzo terzi quarti quinta decimo decimi centesimo centesimi millesimo mezzo mezza decina decine centinaio centinaia
+    migliaio migliaia bilione bilioni circa forse sbagliato
+    terço terços quartos décima décimas meia meio dezena dezenas dúzias trilhão trilhões milhar milhares bilhão talvez cerca
+    errado
+    треть трети третей четверть четверти четвертей пятых пятая пятые десятых десятая десятые сотых сотая сотые тысячных
+    половина половины десяток десятка десятков сотня сотни сотен дюжина дюжины дюжин триллион триллиона триллионов
+    миллиард миллиарда миллиардов неверно примерно около приблизительно почти
+    ثلث ثلثا أثلاث ربع أرباع خمس أخماس عشر أعشار نصف عشرات مئات تريليون تقريبا تقريبًا حوالي خطأ ليس
+    setengah sepertiga seperempat perempat pertiga triliun puluh puluhan ratusan ribuan jutaan sekitar kira-kira salah bukan
+    nửa phần tá chục vạn khoảng sai không
+    שליש שלישים רבע רבעים חמישית עשירית חצי תריסר עשרות מאות טריליון בערך כמעט לא שגוי
+    treime treimi sfert sferturi cincime cincimi zecime zecimi jumătate jumătăți zeci trilion trilioane aproximativ
+    circa greșit nu
+    nusu theluthi robo trilioni kumi makumi takriban karibu si sio
+    অর্ধেক তৃতীয়াংশ চতুর্থাংশ প্রায় নয় ভুল
+    సగం మూడోవంతు పావు దాదాపు కాదు తప్పు
+    आधा आधे तिहाई चौथाई पाव लगभग करीब नहीं गलत अरब खरब
+    分之一 三分 四分 倍半 约 約 大约 大約 不 错 錯 左右 以上 以下 至少 至多 十 拾
+    半分 約 以上 以下 未満 ほど くらい ではない
+    절반 반 약 이상 이하 미만 정도 아님 조 십
+    ครึ่ง เศษ ประมาณ ไม่ สิบ ล้านล้าน
     """
 )
-"""What beside a number changes its meaning, so that it is no unit: thousands, dozens, *at least*, *odd*, *a.m.*"""
+"""Words that change the number beside them, so they are not units: dozens, thirds, *not*, *at least*, *odd*, *a.m.*"""
 
 PHRASES = {
     phrase.strip(): english
@@ -179,7 +209,7 @@ PHRASES = {
     }.items()
     for phrase in " ".join(unicodedata.normalize("NFC", phrases).casefold().split()).split(",")
 }
-"""What an answer in words alone means, in any language; in English."""
+"""Answers in words alone, in any language, and what they mean in English."""
 
 IF = _set(
     """
@@ -197,7 +227,7 @@ ARTICLES = _set(
     the a an is are of der die das le la les el los il lo os
     """
 )
-"""What says nothing between other words."""
+"""Words that are ignored between other words."""
 
 FUNCTIONS = _set(
     """

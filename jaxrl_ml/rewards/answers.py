@@ -1,8 +1,8 @@
-r"""The front of the maths reward: texts in; their answers, exact verdicts, or pairs of LaTeX for the verifier out. Pure.
+r"""Extracts answers from texts and compares them with the gold answers. Pure functions.
 
-`extract` finds the answer in a text. `judge` compares it with the gold answer. Identical texts, numbers and choices are decided
-here, exactly. Any other pair is returned for the verifier process, which compares words, signs and structure (`agreement.py`)
-and leaves the algebra to math-verify.
+`extract` finds the answer in a text. `judge` compares it with the gold answer. It decides identical texts, numbers and choices
+itself, exactly. It returns every other pair for the verifier process, which compares words, signs and structure
+(`agreement.py`) and leaves the algebra to math-verify.
 
 Verdicts are math-verify's (a number is equal in any form, a unit or a currency beside one number may be left out, `50\%` is 0.5
 and also 50), with these departures. The first twelve accept what math-verify refuses:
@@ -32,14 +32,16 @@ The others refuse what math-verify accepts, since it reads less than the text sa
     agree; a quantity in two units may not lose a part; of two units each must mean the same.
 14. Integers, fractions and exact expressions are compared exactly, decimals to a relative 1e-6 of the gold answer
     (math-verify: six decimal places). A decimal is never near enough to an integer: 41.9999999 is not 42.
-15. A question is not its answer: a sum, product, integral, limit, derivative, determinant, gcd, extremum or floor that is to be
-    computed counts where the gold answer has one, too. Derivatives, gcds and double factorials of letters are symbols.
-16. An equation is neither its right side nor its roots. Two equations agree where one is a multiple of the other or both have
-    solutions, the same ones (math-verify holds any two without real solutions for equal).
-17. Values stand in the order of their names (`x = 2, y = 3` is (2, 3), not (3, 2)), and what the gold answer lists twice must
-    be there twice. 9:30 is a time, not the ratio 3:10.
+15. An answer that leaves a sum, product, integral, limit, derivative, determinant, gcd, extremum or floor to be computed is
+    wrong, unless the gold answer has the same operator: the question itself would be paid. Derivatives, gcds and double
+    factorials of letters are compared as symbols.
+16. An equation equals neither its right side alone nor the list of its roots; a name (`x = 3`) may be left out. Two equations
+    agree if one is a multiple of the other, or if both have solutions and the same ones. (math-verify calls any two without
+    real solutions equal.) A false equation, such as `3 = 5`, is wrong.
+17. The names of values count: `x = 2, y = 3` is (2, 3) and not (3, 2). A value that the gold answer lists twice must be listed
+    twice. 9:30 is a time, not the ratio 3:10.
 
-The text is hostile: no step costs more than its length, and numbers are computed with only when they are short.
+The text is hostile: every step is linear in its length, and only short numbers are computed with.
 """
 
 from __future__ import annotations
@@ -56,7 +58,8 @@ from jaxrl_ml.tasks.maths import MAX_ANSWER_CHARS  # a longer answer is wrong: b
 _BOX = re.compile(r"(?s:.)?\\(?:boxed|fbox)\s{0,8}\{")
 _BETWEEN_BOXES = 40  # characters: what joins two boxes is short
 _NUMBER = r"""
-    (?: \d+\ \d+/\d+ | \d*\\[dtc]?frac\s?(?:\d\s?\d|\{-?\d+\}\{-?\d+\}|\d\{-?\d+\}|\{-?\d+\}\d)
+    (?: \d+\ \d+/\d+
+      | \d*\\[dtc]?frac\s?(?:\d\s?\d|\d\{-?\d+\}|\{-?\d+\}\d|\{(?:[^{}]|\{[^{}]*\})*\}\s?\{(?:[^{}]|\{[^{}]*\})*\})
       | [1-9]\d{0,2}(?:[ ']\d{3})+(?!\d)(?:[.,]\d+)? | (?:\d[\d.,]*|\.\d[\d.,]*)(?:\s?/\s?\d+)? )
     (?:[eE][+-]?\d{1,3}(?![\w.]*\w))?  # 1.5e3
     (?:\s?(?:\\times|\\cdot)\s*10)? (?:\s?\^\s?(?:\{-?\d+\}|\d))?  # a power is part of its number
@@ -67,6 +70,12 @@ _LAST_NUMBER = re.compile(
     (?:(?<![\w.,)}}])[-+])? (?:\\?{number.CURRENCY.pattern})?  # a sign, where it is no subtraction
     (?: {_NUMBER} (?:\s?(?:{_ROOT_OR_PI}))? | {_ROOT_OR_PI} ) (?:\s?\\?%)?""",
     re.VERBOSE,
+)
+
+
+_IN_BRACES = r"\{(?:[^{}]|\{[^{}]*\})*\}"
+_ATTACHED = re.compile(  # what belongs to a letter, as in `a_{n+1}`, `x^{ 2 }` and `m s-2`, and powers that are no numbers
+    rf"(?<=[A-Za-z)\]])\s?[\^_]\s?(?:{_IN_BRACES}|-?\w)|\d[\d.]*\s?\^\s?(?!\{{\s*-?\d+\s*\}}){_IN_BRACES}|(?<![\d.][eE])(?<=[A-Za-z])-\d+(?![\d.])"
 )
 
 
@@ -111,7 +120,7 @@ _JOINS = re.compile(rf"(?:[,;،、，]|(?:[,;،、，])?(?:{'|'.join(map(re.esca
 
 
 def _with_joined_boxes(text: str, start: int, content: str) -> str:
-    """The content of a box after those of the boxes that it is joined to; each once, parted by commas."""
+    """The contents of a box and of the boxes that it is joined to, separated by commas; one content where all are the same."""
     contents = [content]
     while sum(map(len, contents)) + len(contents) <= MAX_ANSWER_CHARS:
         opening = text.rfind("\\", 0, start)
@@ -123,12 +132,13 @@ def _with_joined_boxes(text: str, start: int, content: str) -> str:
             break
         start, content = before
         contents.append(content)
-    return ", ".join(dict.fromkeys(content.strip(" .") for content in reversed(contents))) if len(contents) > 1 else content
+    values = [content.strip(" .") for content in reversed(contents)]
+    return ", ".join(values) if len(set(values)) > 1 else content
 
 
 def _last_number(text: str) -> str | None:
     tail = to_latex(text[-MAX_ANSWER_CHARS - 1 :]).replace("{,}", ",")
-    numbers = list(_LAST_NUMBER.finditer(tail))
+    numbers = list(_LAST_NUMBER.finditer(_ATTACHED.sub(lambda part: " " * len(part[0]), tail)))
     if not numbers:
         return None
     if numbers[-1].start() == 0 and len(text) > MAX_ANSWER_CHARS:  # it may begin further to the left
@@ -150,6 +160,9 @@ def judge(gold: str, answer: str) -> bool | tuple[str, str]:
     if gold == answer or not answer:
         return bool(answer)
     choice = choices.read(flat(gold))
+    several = choices.read_several(flat(gold))
+    if several and (chosen_ones := choices.read_several(flat(answer))):
+        return several == chosen_ones
     if choice is not None and (chosen := choices.read(_ASSIGNMENT.sub("", flat(answer)))) is not None:
         return chosen == choice
     golden = None if _AMBIGUOUS.search(gold) else number.read(gold)

@@ -2,7 +2,7 @@
 
 A letter may be of any script that looks alike (Cyrillic В, Greek Β, full-width, circled or bold B), or take the same place in
 the row of letters that its script numbers choices by (أ ب ج د, ก ข ค ง, 가 나 다 라). It may stand in brackets, beside the word
-for option or answer in any of 20 languages, and before the text of the choice, from which a sign parts it: `C) 5 eV`,
+for option or answer in any of 20 languages, and before the text of the choice, separated from it by a sign: `C) 5 eV`,
 `E - text`. An answer that names two letters, or denies one
 (`A) is wrong`), chooses none.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from jaxrl_ml.rewards.answer_words import ANSWER, ANSWER_IS, OPTION
+from jaxrl_ml.rewards.answer_words import AND, ANSWER, ANSWER_IS, OPTION
 
 _LETTERS = "ABCDEFGHIJ"
 _ROWS = (
@@ -42,6 +42,18 @@ _DENIED = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _FIRST = re.compile(r"([\[(]?\s*)(\S)(?![^\W\d_])")
+
+
+_AND = "|".join(map(re.escape, AND))
+_SEPARATOR = re.compile(rf"\s*[,;、&]\s*(?:(?:{_AND})\s+)?|\s+(?:{_AND})\s+", re.IGNORECASE)
+_LISTED = re.compile(rf"(?P<bracket>[\[(])?\s*{_LETTER}\s*(?(bracket)[\])])")
+
+
+def read_several(text: str) -> set[str] | None:
+    """The letters that a list such as `A, C` or `B and D` chooses; None for a single choice and for any other text."""
+    items = _SEPARATOR.split(text.strip().removesuffix("."))
+    letters = [_LISTED.fullmatch(item.strip()) for item in items]
+    return {letter["letter"].upper() for letter in letters} if len(items) > 1 and all(letters) else None
 
 
 def read(text: str) -> str | None:

@@ -19,8 +19,8 @@ _DIGITS, _ENOUGH, _MAX_DIGITS = 30, 100, 5000
 def equal(gold: object, answer: object) -> bool | None:
     """Whether two numbers are equal; None where either is no finite number.
 
-    Numbers without decimals are compared exactly, irrational ones to 100 digits more than the size of their difference could
-    need. Where either has a decimal and neither is an integer, they may differ by TOLERANCE times the gold answer.
+    Numbers without decimals are compared exactly. Irrational numbers are evaluated until 100 digits agree or differ. Where
+    either has a decimal and neither is an integer, they may differ by TOLERANCE times the gold answer.
     """
     gold, answer = (_with_imaginary_unit(value) for value in (gold, answer))
     if not all(isinstance(value, sympy.Expr) and not value.free_symbols for value in (gold, answer)):

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from jaxrl_ml.config import Evaluation, GRPOStage
-from jaxrl_ml.types import Example, Reward, Scores, StepReward, UserError, require
+from jaxrl_ml.types import Example, Reward, Scores, StepReward, UserError, one_line, require
 
 
 def reward_of(owner: str, stage: GRPOStage | Evaluation) -> Reward:
@@ -43,14 +43,19 @@ def reward_of(owner: str, stage: GRPOStage | Evaluation) -> Reward:
 
 
 def as_scores(result: Any, num_rows: int, owner: str) -> Scores:
-    """What the reward `owner` returned for B = num_rows texts as Scores, with columns of the types that Scores declares.
+    """Converts the result of the reward `owner` for B = num_rows texts into Scores with checked columns.
 
     A plain array r becomes Scores(rewards=r, correct=r >= 1, plain_rewards=r). Rewards that are not finite are kept for the
     caller to count. Raises UserError where a column does not have one value a text.
     """
 
     def column(label: str, values: Any, allowed: str, dtype: type) -> np.ndarray:
-        values = np.asarray(values)
+        try:
+            values = np.asarray(values)
+        except ValueError as error:  # lists of unequal lengths
+            raise UserError(
+                f"{owner} returned {label} that are no array ({one_line(error)}); return one number per text"
+            ) from error
         if values.shape != (num_rows,) or values.dtype.kind not in allowed:
             raise UserError(
                 f"{owner} returned {label} of shape {values.shape} and type {values.dtype} for {num_rows} texts; "
@@ -65,6 +70,8 @@ def as_scores(result: Any, num_rows: int, owner: str) -> Scores:
     if not isinstance(result, Scores):
         rewards = column("rewards", result, "biuf", np.float32)
         return Scores(rewards=rewards, correct=rewards >= 1, plain_rewards=rewards)
+    for label, columns in (("parts", result.parts), ("details", result.details)):
+        require(isinstance(columns, Mapping), f"{owner} returned {label}={columns!r:.40}; give a mapping of names to arrays")
     for label in ("step", "stage"):  # keys of every line of metrics.jsonl
         require(label not in result.details, f"{owner} has a detail {label!r}, which no metric can be called; rename it")
     return Scores(

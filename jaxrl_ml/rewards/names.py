@@ -1,6 +1,6 @@
 r"""Names of values in an answer: `x = 3`, `f(2) = 3`, `x = 1, y = 2`, `(x, y) = (1, 2)`. Pure functions of tidy LaTeX.
 
-A name may be left out. What stands before `=` and is no name makes the text an equation, and its right side alone is another
+A name may be left out. If the left side of `=` is not a name, the text is an equation, and its right side alone is a different
 answer.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from jaxrl_ml.rewards.structure import split, squeezed
 
 NAME = re.compile(r"[A-Za-z]'*(?:_\w|_\{\w+\})?(?:\([^()]*\))?")
-_COMMAND = re.compile(r"\\[A-Za-z]+|\\.")
+COMMAND = re.compile(r"\\[A-Za-z]+|\\.")
 _UNDER = re.compile(r"_\s*(?:\{[^{}]*\}|\w)")
 _OF_ONE_COMMAND = re.compile(r"\\(?!frac|sqrt)[a-zA-Z]")
 _LABELLED = re.compile(r"([A-Za-z](?:_\w|_\{\w+\})?)\s*=(?P<value>[^=]*)")
@@ -23,7 +23,7 @@ _TUPLE = re.compile(r"(?:\(|\\\{)(.*?)(?:\)|\\\})")
 
 
 def named(text: str) -> tuple[str, str]:
-    """What stands before the last `=` of a text, "" where there is none, and what follows."""
+    """Splits a text at its last `=` outside of brackets: the left side, "" if there is no `=`, and the right side."""
     sides = split(text, "=")
     return "=".join(sides[:-1]), sides[-1] if sides else ""
 
@@ -34,13 +34,13 @@ def is_equation(name: str, of_one_variable: bool = False) -> bool:
     Segments (`AB`), functions of a variable (`\sin x`) and `x`, `x_1`, `f(x)` are names. Where the gold answer has no name, an
     answer may have any (`a^2 + b^2 = 7`), but not a side of an equation in one variable (`2x = 7`).
     """
-    bare = _COMMAND.sub(" ", name)
+    bare = COMMAND.sub(" ", name)
     variables = set(re.findall(r"[A-Za-z]", bare))
     if of_one_variable:
         return len(variables) == 1 and bare == name and NAME.fullmatch(name) is None
     if not variables or NAME.fullmatch(name):
         return False
-    bare = _COMMAND.sub(" ", _UNDER.sub("", name))
+    bare = COMMAND.sub(" ", _UNDER.sub("", name))
     if re.search(r"[\w)}]\s*[-+]", bare):
         return True
     return re.search(r"[a-z]", bare) is not None and NAME.fullmatch(bare) is None and _OF_ONE_COMMAND.match(name) is None

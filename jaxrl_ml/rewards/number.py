@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import re
-import unicodedata
 from collections.abc import Iterable
 from fractions import Fraction
 from typing import NamedTuple
@@ -65,7 +64,7 @@ def _longest_first(words: Iterable[str]) -> str:
 _NO_MULTIPLES = [unit for unit in UNITS if unit.startswith(tuple(MULTIPLIERS))]  # 千米 is a kilometre
 _UNITS, _LEADING = {None, *UNITS}, {None, *LEADING}
 _WORD = r"[^\x00-\x21\x23-\x40\[-`{-~]+"  # ASCII letters, all beyond ASCII, and the quotes of Hebrew abbreviations
-_SIGNS = "".join(char for char in map(chr, range(0x10FFFF)) if unicodedata.category(char) == "Sc")
+_SIGNS = "$¢-¥֏؋߾߿৲৳৻૱௹฿៛₠-\u20c1꠸﷼﹩＄￠￡￥￦\U00011fdd-\U00011fe0\U0001e2ff\U0001ecb0"  # the category Sc
 CURRENCY = re.compile(f"[{_SIGNS}]")
 _DECORATION = re.compile(
     rf"\s*(?P<sign>[+-]?)\s*(?:(?P<leading>(?![{_SIGNS}]){_WORD})\.?)?\s*(?:(?P<before>[{_SIGNS}])\s*)?"

@@ -20,7 +20,7 @@ _MEMBER = re.compile(r"(?P<variable>[a-zA-Z])\s*\\in(?![a-zA-Z])\s*(?=[(\[\]\\])
 _AROUND_ZERO = re.compile(rf"\|\s*(?P<variable>[a-zA-Z])\s*\|\s*(?P<sign>{SIGN.pattern})\s*(?P<bound>[^<>=,;|]+)")
 _BUILDER = re.compile(
     r"\\\{\s*(?P<variable>[a-zA-Z])\s*(?:\\in\s*\\mathbb\s?\{?R\}?)?\s*(?:\\mid|\\vert|\\colon|[:|])"
-    r"\s*(?P<condition>(?:[^{}]|\{[^{}]*\}|\{(?:[^{}]|\{[^{}]*\})*\})*?)\s*\\\}"
+    r"\s*(?P<condition>(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*?)\s*\\\}"
 )
 _ALL_REALS = re.compile(r"\\mathbb\s?\{?R\}?|all real(?:s|\s*numbers?|\s*values?)?")
 _EXCEPTION = re.compile(r"\s*(?P<variable>[a-zA-Z])\s*\\ne\s*(?P<value>[^,;=<>\\]+|\\frac\{[^{}]*\}\{[^{}]*\})\s*")

@@ -1,7 +1,7 @@
 r"""Answers with a structure of their own: branches, congruences, numbers in another base, lists with an ellipsis.
 
 Each `..._agree` compares two tidy texts of LaTeX and returns a verdict, or None where neither has its structure. A text that
-has it never equals one that has not. `same` compares two parts as `agreement.agree` does.
+has it never equals one that has not. `same(gold_part, answer_part)` compares two parts as `agreement.agree` does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Same = Callable[[str, str], bool]
 
 
 def squeezed(text: str) -> str:
-    """The text without the spaces that part no two letters and no two digits; its words as `wording.parts` gives them."""
+    """The text without spaces, except between two letters or two digits; its words as `wording.parts` gives them."""
     pieces = parts(text)
     if any(piece.is_word for piece in pieces):
         return " ".join(piece.text if piece.is_word else _without_spaces(piece.text) for piece in pieces)
@@ -149,7 +149,7 @@ _PROGRESSION = re.compile(
 def _congruences(text: str) -> list[tuple[str, list[str], str]] | None:
     r"""The name, residues and modulus of each congruence `n \equiv 1, 5 \pmod 6` of a list; None for another text.
 
-    A modulus is that of all residues before it, and what has one name and one modulus is one congruence. `n = 6k + 1` is one.
+    A modulus belongs to all residues before it. Congruences with the same name and modulus are merged. `n = 6k + 1` is one.
     """
     if progression := _PROGRESSION.fullmatch((family(text) or (text,))[0].strip()):
         modulus = progression["first"] or progression["last"]
@@ -225,7 +225,7 @@ def _in_base_ten(text: str) -> tuple[str, list[int]]:
     bases: list[int] = []
 
     def convert(match: re.Match[str]) -> str:
-        name = re.sub(rf"\\text|[{{}}()\s]|{_BASE}", "", match["braced"] or match["digit"] or match["named"])
+        name = re.sub(rf"\\text|[{{}}()\s]|{_BASE}", "", match["braced"] or match["digit"] or match["named"] or "")
         base = int(name) if name.isdecimal() and len(name) < 3 else _BASE_OF_NAME.get(name, 0)
         digits = re.sub(r"[ ,]", "", match["digits"])
         if not 2 <= base <= 36 or digits[0] in "ABCDEF" and base < 11:

@@ -1,8 +1,8 @@
 """Units of measure, time, money and counting, as they stand beside a number in an answer, in each language of `phrases.NAMES`.
 
-A number with one of these is that number, in whatever language: else an answer in English would be right that is wrong in
-another. No word among them changes the number: thousands (万, тысяч), dozens and halves are in `answer_words.CHANGING`. The
-words for per cent are listed apart.
+A number with one of these words is that number, so that an answer is judged the same in every language. No word among them
+changes the number: thousands (万, тысяч), dozens and halves are in `answer_words.CHANGING`. The words for per cent are listed
+apart.
 """
 
 from __future__ import annotations
@@ -129,8 +129,8 @@ BY_LANGUAGE: dict[str, str] = {
         महीने माह; year: साल वर्ष; degree: डिग्री; rupee: रुपया रुपये रुपए; dollar: डॉलर; euro: यूरो;
         cent: सेंट; : गुना बार लोग""",
 }
-"""In each language `concept: words` after `concept: words`, a space in a word as `_`. Words of one concept mean the same in all
-languages, whatever the power (`m`, 平方米); those without a concept count things, or mean several."""
+"""For each language entries `concept: words`, separated by `;`; `_` is a space in a word. Words of one concept mean the same
+in all languages, whatever the power (`m`, 平方米); those without a concept count things, or mean several."""
 
 PERCENT = (
     "percent", "per cent", "pct", "Prozent", "por ciento", "pour cent", "per cento", "por cento", "la sută", "процент",
@@ -166,6 +166,10 @@ _CONCEPTS: dict[str, set[str]] = {
     "°": {"degree", "celsius", "fahrenheit"},
     "°c": {"celsius"},
     "°f": {"fahrenheit"},
+    "in": {"inch"},
+    '"': {"inch"},
+    "''": {"inch", "s"},
+    "'": {"ft", "min"},
 }
 for _language in BY_LANGUAGE:
     for _concept, _word in words_of(_language):
@@ -175,7 +179,8 @@ for _language in BY_LANGUAGE:
 def differ(units: Sequence[str], others: Sequence[str]) -> bool:
     """Whether two units mean different things: `km` and `m`, `km` and `km/h`, `m` and `m^2`, `hours` and `минут`, € and $.
 
-    Nothing differs from no unit. Words that are no units count where neither has another: five apples are not five oranges.
+    A missing unit never differs. Words that are not units count only if neither side has a unit: five apples are not five
+    oranges.
     """
     sides = [[_read(word) for word in side if word.casefold() not in MODIFIERS] for side in (units, others)]
     powers_count = [*map(len, sides)] == [len(units), len(others)]  # not those of `cm^2` and square cm

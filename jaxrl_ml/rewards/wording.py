@@ -1,4 +1,4 @@
-r"""The words of an answer: tidy LaTeX in, its words and its mathematics apart out.
+r"""Separates the words of an answer, in tidy LaTeX, from its mathematics.
 
 A *word* stands in `\text{...}`, or is a bare run of letters that is no product of variables: four letters or more (three in a
 text of letters alone), letters that are not Latin, or a short word or unit that everybody writes (`km`, `odd`). Functions
@@ -113,7 +113,8 @@ def with_connectives(text: str) -> str:
     pieces = parts(text)
     between = range(1, len(pieces) - 1)
     for i in between:
-        if pieces[i].is_word and not pieces[i - 1].is_word and not pieces[i + 1].is_word:
+        after_unit = i > 1 and pieces[i - 1].is_word and not pieces[i - 2].is_word  # `3 cm and 4 cm`
+        if pieces[i].is_word and not pieces[i + 1].is_word and (after_unit or not pieces[i - 1].is_word):
             command = r"\AND " if pieces[i].text in _AND else r"\OR " if pieces[i].text in _OR else None
             if command:
                 pieces[i] = Part(False, f" {command}")
@@ -164,7 +165,7 @@ def quantity(text: str) -> Quantity | None:
 _PART = re.compile(
     rf"(?P<value>\d[\d.]*)\s*(?P<unit>\^\{{?\\circ\s?\}}?|''|'|\"|{_LETTERS}\.?)\s*(?:,|\\AND|(?:{'|'.join(AND)})(?=\s))?\s*"
 )
-_SIGNS = ("^", "'", "''", '"', "in")  # of degrees and feet, minutes and inches
+_SIGNS = ("°", "'", "''", '"', "in")  # of degrees and feet, minutes and inches
 
 
 def compound(text: str) -> list[Quantity] | None:
@@ -173,7 +174,7 @@ def compound(text: str) -> list[Quantity] | None:
     values, units, end = [], [], 0
     while match := _PART.match(text, end):
         values.append(match["value"])
-        units.append(match["unit"][:1] if match["unit"].startswith("^") else match["unit"].rstrip(".").casefold())
+        units.append("°" if match["unit"].startswith("^") else match["unit"].rstrip(".").casefold())
         end = match.end()
     if end < len(text) or len(values) < 2 or len(set(units)) < len(units):
         return None

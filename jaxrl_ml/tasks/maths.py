@@ -39,7 +39,7 @@ MAX_ANSWER_CHARS = 1000
 """What the maths reward reads of an answer, gold or given."""
 
 _CALCULATION = re.compile(r"<<[^<>]*>>")
-_BOXED = re.compile(r"\$*\\boxed\{(.*)\}\$*", re.DOTALL)
+_BOXED = re.compile(r"\\boxed\{((?:[^{}]|\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\})*)\}")  # with braces up to three deep
 _THOUSANDS = re.compile(r"-?[1-9]\d{0,2}(,\d{3})+(\.\d+)?")
 _NUMBER = re.compile(r"-?\d*[.,]?\d+")
 _DEGREES = re.compile(r"(\^\{?\\circ\}?|°)$")
@@ -194,6 +194,8 @@ def from_columns(
         if messages is not None and not wrong_answers:
             fields["prompt"] = messages
         gold = _unboxed(row.scalar(answer))
+        if not gold:
+            raise row.wrong(f"{answer}={short(row.scalar(answer))} is an empty box; fill it, or leave the row out")
         if wrong_answers:
             order = _order(f"{seed}:{problem_id}", 1 + len(wrong_answers))
             choices = [gold, *map(row.scalar, wrong_answers)]
@@ -343,8 +345,8 @@ def _boxed(solution: str, answer: str) -> str:
 
 
 def _unboxed(answer: str) -> str:
-    match = _BOXED.fullmatch(answer)
-    return match[1].strip() if match and match[1].strip() else answer
+    """A gold answer without `\\boxed`: of several boxes, as in `\\boxed{1} and \\boxed{2}`, the list `1 and 2`."""
+    return _BOXED.sub(r"\1", answer).strip("$ \n") if "\\boxed" in answer else answer
 
 
 def _order(key: str, count: int) -> list[int]:
