@@ -81,9 +81,11 @@ def answer_parts(texts: Sequence[str]) -> list[str]:
     """
     parts = []
     for text in texts:
-        _, closed, answer = text.partition(CLOSE)
-        if not closed:
-            answer = "" if OPEN in text else text
+        start = text.find(CLOSE)
+        if start < 0:
+            parts.append("" if OPEN in text else text)
+            continue
+        answer = text[start + len(CLOSE) :]
         parts.append(_THOUGHT_ANEW.sub(" ", answer).rpartition(CLOSE)[2] if OPEN in answer or CLOSE in answer else answer)
     return parts
 

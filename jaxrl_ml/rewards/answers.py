@@ -46,6 +46,7 @@ The text is hostile: every step is linear in its length, and only short numbers 
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Literal
 
@@ -107,9 +108,12 @@ def _last_box(text: str, end: int | None = None) -> tuple[int, str] | None:
             continue
         depth, limit = 1, opening.end() + MAX_ANSWER_CHARS + 1
         for brace in BRACES.finditer(text, opening.end(), limit):
-            depth += {"{": 1, "}": -1}.get(brace[0], 0)
-            if not depth:
-                return position, text[opening.end() : brace.start()]
+            if brace[0] == "{":
+                depth += 1
+            elif brace[0] == "}":
+                depth -= 1
+                if not depth:
+                    return position, text[opening.end() : brace.start()]
         if limit < len(text):  # else it is never closed: that can be so for the few near the end only
             return position, text[opening.end() : limit]
     return None
@@ -124,7 +128,8 @@ def _with_joined_boxes(text: str, start: int, content: str) -> str:
     contents = [content]
     while sum(map(len, contents)) + len(contents) <= MAX_ANSWER_CHARS:
         opening = text.rfind("\\", 0, start)
-        before = _last_box(text, opening) if opening > 0 else None
+        near = text.find("}", max(0, opening - _BETWEEN_BOXES - 1), opening) >= 0  # the end of a box
+        before = _last_box(text, opening) if near else None
         if before is None:
             break
         between = text[text.index("{", before[0]) + len(before[1]) + 2 : opening]
@@ -132,6 +137,8 @@ def _with_joined_boxes(text: str, start: int, content: str) -> str:
             break
         start, content = before
         contents.append(content)
+    if len(contents) == 1:
+        return content
     values = [content.strip(" .") for content in reversed(contents)]
     return ", ".join(values) if len(set(values)) > 1 else content
 
@@ -146,6 +153,7 @@ def _last_number(text: str) -> str | None:
     return numbers[-1][0].rstrip(".,")
 
 
+@functools.lru_cache(maxsize=2**12)  # the answers of a group, and of later steps, are often the same
 def judge(gold: str, answer: str) -> bool | tuple[str, str]:
     """Whether the answer is right; where words or algebra decide, the (gold, answer) in LaTeX for the verifier.
 

@@ -35,6 +35,8 @@ def equal(gold: object, answer: object) -> bool | None:
             return True
     rounded = any(value.atoms(sympy.Float) for value in (gold, answer))
     gold, answer = (_exact(value) for value in (gold, answer))
+    if gold == answer and gold.is_finite:
+        return True
     if gold.is_Rational and answer.is_Rational:
         distance, size = abs(gold - answer), abs(gold)
     else:

@@ -89,13 +89,23 @@ def _load() -> Callable[[str, str], bool]:
     # The parser is called without math-verify's search for an answer, which takes a part of what it cannot read whole.
     normalization = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
     conversion = ConversionConfig(lowercase_symbols=False)
-    theirs = grader.sympy_numeric_eq
+    their_numeric, their_symbolic = grader.sympy_numeric_eq, grader.sympy_symbolic_eq
+    is_decided = False
 
     def numeric_equal(gold: Any, answer: Any, float_rounding: int, numeric_precision: int) -> bool:
+        nonlocal is_decided
         verdict = closeness.equal(gold, answer)
-        return theirs(gold, answer, float_rounding, numeric_precision) if verdict is None else verdict
+        decided, equal = (
+            (False, their_numeric(gold, answer, float_rounding, numeric_precision)) if verdict is None else (True, verdict)
+        )
+        is_decided = decided  # set last: theirs comes back here for the elements of a matrix
+        return equal
+
+    def symbolic_equal(gold: Any, answer: Any) -> bool:
+        return not is_decided and their_symbolic(gold, answer)  # it is asked after `numeric_equal` has said no
 
     grader.sympy_numeric_eq = numeric_equal  # theirs compares to six decimal places, whatever the size
+    grader.sympy_symbolic_eq = symbolic_equal
     grader.sympy_solve_and_compare = partial(closeness.equations_equal, grader.sympy_solve_and_compare)
 
     def equal(gold: str, answer: str) -> bool:
