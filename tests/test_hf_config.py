@@ -215,3 +215,11 @@ def test_deep_nesting_is_one_line(tmp_path):
     (tmp_path / "config.json").write_text("[" * 200_000)
     with pytest.raises(UserError, match="not a valid JSON object"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize("value", [10**400, float("inf"), 0, True, "10000"])
+def test_a_rope_theta_that_is_no_number_of_float32_is_one_line(value, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(BASE | {"rope_theta": value}))
+    with pytest.raises(UserError, match="rope_theta") as caught:
+        read_config(tmp_path)
+    assert "\n" not in str(caught.value)

@@ -362,3 +362,21 @@ def test_configs_with_named_rewards_import_nothing_heavy():
         "assert not {'jax', 'grain', 'transformers', 'sympy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_reward_that_raises_is_one_line_with_its_place() -> None:
+    def reward(texts, examples):
+        raise KeyError("some\nkey")
+
+    with pytest.raises(
+        UserError, match=r"failed at .*test_rewards_combined\.py:\d+ with KeyError: .*; mend it and resume"
+    ) as caught:
+        score_rows(reward, ["a"], [Example("0", "t")], 1)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("result", [[[1, 2], 1.0], Scores(np.zeros(2), np.zeros(2, bool), parts=None)])
+def test_results_that_are_no_columns_are_one_line(result) -> None:
+    with pytest.raises(UserError, match="reward f returned") as caught:
+        as_scores(result, 2, "reward f")
+    assert "\n" not in str(caught.value)

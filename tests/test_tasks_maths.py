@@ -507,3 +507,10 @@ def test_every_instruction_has_the_box_and_is_in_its_language():
     for language, text in INSTRUCTIONS.items():
         assert text.count(r"\boxed{}") == 1
         assert py3langid.classify(text.replace(r"\boxed{}", ""))[0] == language
+
+
+def test_a_column_that_is_no_name_is_refused(tmp_path):
+    path = jsonl(tmp_path, [{"question": "q", "answer": "1"}])
+    for columns in ({"answer": None}, {"question": 3}, {"id": 7}):
+        with pytest.raises(UserError, match="must be the name of a column"):
+            maths.from_columns(path, "x", **columns)

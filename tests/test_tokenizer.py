@@ -535,3 +535,23 @@ def test_folders_without_a_usable_tokenizer_are_refused(tmp_path):
     (tmp_path / "generation_config.json").unlink()
     with pytest.raises(UserError, match="no end-of-sequence token"):
         Tokenizer.from_folder(tmp_path)
+
+
+def test_a_tokenizer_without_its_vocabulary_is_refused(tmp_path):
+    """The settings alone, as of an interrupted download, make transformers build a tokenizer that knows no token."""
+    Tokenizer.from_vocabulary(["a", "b"]).save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps(whole | {"model": whole["model"] | {"vocab": {}}}))
+    with pytest.raises(UserError, match="has an empty vocabulary: fetch tokenizer.json again"):
+        Tokenizer.from_folder(tmp_path)
+    path.unlink()
+    with pytest.raises(UserError, match="holds no tokenizer"):
+        Tokenizer.from_folder(tmp_path)
+
+
+def test_an_eos_that_the_model_has_not_is_refused(tmp_path):
+    Tokenizer.from_vocabulary(["a", "b"]).save(tmp_path)
+    assert Tokenizer.from_folder(tmp_path, vocab_size=2).stop_ids == (1,)
+    with pytest.raises(UserError, match="correct eos_token in tokenizer_config.json, '<eos>': its id"):
+        Tokenizer.from_folder(tmp_path, vocab_size=1)

@@ -167,4 +167,4 @@ def _refuse_contradiction(path: Path, name: str, value: Any, other_name: str, ot
 
 
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e38  # of float32

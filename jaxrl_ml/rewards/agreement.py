@@ -188,10 +188,9 @@ _TIME = re.compile(r"0?(\d{1,2}):([0-5]\d)")
 def _lists_agree(gold: str, answer: str, equal: Same) -> bool:
     """Compares texts without words, as math-verify does where it reads them right."""
     items = split(gold), split(answer)
-    if any(
-        "\\pm" in one and len(other) == 1 and other[0].startswith("(") for one, other in ((gold, items[1]), (answer, items[0]))
-    ):
-        return False  # math-verify takes (-1, 1) for both
+    for text, others in ((gold, items[1]), (answer, items[0])):
+        if "\\pm" in text and len(others) == 1 and others[0].startswith("("):  # math-verify takes (-1, 1) for both
+            return False
     items = tuple([value for item in side for value in _both_signs(item)] for side in items)
     counts = len(items[0]), len(items[1])
     if counts == (1, 1):
@@ -207,7 +206,7 @@ def _lists_agree(gold: str, answer: str, equal: Same) -> bool:
     if counts[0] == counts[1]:
         return match_all(*_without_common(*items), partial(_values_agree, equal=equal))
     if min(counts) > 1 and not _SET.search(gold + answer) or "\\infty" in gold + answer:
-        return False  # math-verify drops what a list has twice, and takes `0, \\infty` for an interval
+        return False  # math-verify drops what a list has twice, and takes `0, \infty` for an interval
     return equal(*(", ".join(side) for side in items))
 
 
@@ -219,8 +218,8 @@ def _named_values_agree(items: tuple[list[str], list[str]], by_name: tuple[dict 
         return all(same(golds[name], answers[name]) for name in golds)
     if golds and answers and not (of_one_letter(golds) and of_one_letter(answers)):
         return False
-    values = [list(named.values()) if named else side for named, side in zip(by_name, items, strict=True)]
-    if any(named and of_one_letter(named) for named in by_name):
+    values = [list(names.values()) if names else side for names, side in zip(by_name, items, strict=True)]
+    if any(names and of_one_letter(names) for names in by_name):
         return _lists_agree(*(", ".join(side) for side in values), equal)
     if any(named(item)[0] for side, names in zip(items, by_name, strict=True) if not names for item in side):
         return False

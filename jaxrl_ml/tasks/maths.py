@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from jaxrl_ml.tasks.files import Row, Source, Table, collect, no_problems, read, short
-from jaxrl_ml.types import Example, Task, UserError
+from jaxrl_ml.types import Example, Task, UserError, require
 
 MAX_ANSWER_CHARS = 1000
 """What the maths reward reads of an answer, gold or given."""
@@ -179,7 +179,7 @@ def from_columns(
 
     A question is text, or a list of chat messages with `role` and `content`, which must end with the user's. Messages become
     `fields["prompt"]` as they are: the prompt of a run without prompt format. `fields["question"]`, which prompt formats read,
-    is then the text of the last message. An answer is text or a number; one that is nothing but `\boxed{x}` is x. With
+    is then the text of the last message. An answer is text or a number; the `\boxed{x}` in it is x. With
     `wrong_answers` (columns too) a problem is multiple choice and `answer` the text of the right one; its choices are shown by
     a prompt format, so it has no `fields["prompt"]`. Without `id` a problem is called by its row, from 0.
 
@@ -205,6 +205,8 @@ def from_columns(
             fields["solution"] = row.text(solution)
         return Example(problem_id, task, fields, gold, language)
 
+    for name, column in (("question", question), ("answer", answer), ("id", id or ""), ("solution", solution or "")):
+        require(isinstance(column, str), f"{task}: {name}={column!r:.40} must be the name of a column")
     return collect(read(source, config=config, split=split), example)
 
 
