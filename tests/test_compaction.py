@@ -92,6 +92,7 @@ def test_moving_rows_changes_nothing(one, moving):
     assert [kinds.count(kind) for kind in ("begin", "move", "grow", "finish")] == [1, 2, 1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moving", MESHES[1:], ids=["cube"], indirect=True)
 def test_moving_rows_keeps_their_tags(one, moving):
     prompts, tagged = prompts_allowing(one, some_allowed(one.Q)), {"trie": trie(), "tag_width": W, "table": many_stops()}

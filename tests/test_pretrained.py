@@ -76,6 +76,7 @@ def test_a_stop_id_that_the_model_has_in_reserve_outlives_an_import(run, tmp_pat
         read_tokenizer(run)
 
 
+@pytest.mark.slow
 def test_a_reserved_stop_id_goes_through_a_run_and_back(tmp_path):
     import jax
 

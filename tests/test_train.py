@@ -132,7 +132,7 @@ def test_steps_learn_from_new_prompts_and_new_noise(uninterrupted: Path) -> None
     assert all(r["policy/sampler_gap"] < 1e-4 for r in steps)
 
 
-@pytest.mark.parametrize("call", [1, 6])
+@pytest.mark.parametrize("call", [1, pytest.param(6, marks=pytest.mark.slow)])
 def test_sigterm_saves_and_resumes_bit_for_bit(
     config_file: Path, tmp_path: Path, uninterrupted: Path, one_device: None, monkeypatch: pytest.MonkeyPatch, capsys, call: int
 ) -> None:
@@ -597,6 +597,7 @@ def test_sft_with_a_zero_gradient_is_told(tmp_path: Path, one_device: None, caps
     assert "warning: sft has learnt nothing for 5 steps: the gradient is exactly zero" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_count_of_steps_without_learning_survives_a_resume(
     tmp_path: Path, one_device: None, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
@@ -746,6 +747,7 @@ def noted_or(end: StepEnd, noted: list[float]) -> float:
 # ------------------------------------------------------------------------------------------- what a run leaves as it was
 
 
+@pytest.mark.slow
 def test_a_run_from_python_leaves_jax_and_the_process_as_they_were(tmp_path: Path) -> None:
     """Finished, failed or interrupted; and a user's reward and task may broadcast while it runs."""
     little(tmp_path)
@@ -820,6 +822,7 @@ def test_a_cache_that_the_user_has_set_up_is_left_alone(tmp_path: Path, one_devi
 # --------------------------------------------------------------------------------------------------- code that has changed
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_with_other_code_says_so(tmp_path: Path, one_device: None, capsys) -> None:
     stop = """
 import os, signal
