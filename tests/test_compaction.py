@@ -57,7 +57,7 @@ def many_stops() -> np.ndarray:
     return table
 
 
-@pytest.fixture(scope="module", params=MESHES, ids=["one", "cube"])
+@pytest.fixture(scope="module", params=[MESHES[0], pytest.param(MESHES[1], marks=pytest.mark.slow)], ids=["one", "cube"])
 def moving(request):
     """A policy on a mesh of its own."""
     return Policy(request.param, request.param.data * request.param.fsdp * request.param.tensor)

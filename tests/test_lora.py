@@ -260,7 +260,7 @@ def test_the_kl_reference_is_the_frozen_base_or_the_merged_start_of_the_stage(st
     assert [folder.name for folder in (straight / "reference").iterdir()] == ["exploit"]
 
 
-@pytest.mark.parametrize("step", [1, 4, 5], ids=["in-sft", "into-rl", "into-full"])
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 4, 5], ids=["in-sft", "into-rl", "into-full"])
 def test_a_resumed_run_is_the_straight_one(straight, step):
     run = straight.parent / f"resumed_{step}"
     shutil.copytree(straight, run)

@@ -208,7 +208,11 @@ def test_decoding_stops_when_every_row_has_stopped_and_in_pieces_gives_the_same(
     np.testing.assert_array_equal(at_once.lengths, 1)
 
 
-@pytest.mark.parametrize("mesh", [MeshConfig(data=1), MeshConfig(data=2, fsdp=2, tensor=2)], ids=["one", "cube"])
+@pytest.mark.parametrize(
+    "mesh",
+    [pytest.param(MeshConfig(data=1), marks=pytest.mark.slow), MeshConfig(data=2, fsdp=2, tensor=2)],
+    ids=["one", "cube"],
+)
 def test_a_cache_that_grows_changes_nothing(one, mesh, monkeypatch):
     expected, greedy = one.rollout, one.sample(sampling=GREEDY)  # before the patch: they are of a cache that does not grow
     monkeypatch.setattr(sampler, "FIRST_WIDTH", 2)

@@ -145,7 +145,7 @@ def test_sigterm_saves_and_resumes_bit_for_bit(
     assert (tmp_path / "run/samples.jsonl").read_text() == (uninterrupted / "samples.jsonl").read_text()
 
 
-@pytest.mark.parametrize("fault", ["SFT-SIGKILL@9", "SIGKILL@7"])
+@pytest.mark.parametrize("fault", [pytest.param("SFT-SIGKILL@9", marks=pytest.mark.slow), "SIGKILL@7"])
 def test_sigkill_resumes_bit_for_bit(
     config_file: Path, tmp_path: Path, uninterrupted: Path, one_device: None, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
@@ -171,6 +171,7 @@ def test_eight_devices_give_the_result_of_one(config_file: Path, tmp_path: Path,
             assert eight[name] == pytest.approx(one[name], rel=1e-3, abs=1e-4), (one["step"], name)
 
 
+@pytest.mark.slow
 def test_a_run_resumes_on_another_mesh(
     config_file: Path, tmp_path: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,7 +197,7 @@ def test_finished_run_is_left_alone(config_file: Path, tmp_path: Path, one_devic
         run(config_file, tmp_path / "run", *short, "--optimizer.learning-rate", "0.5")
 
 
-@pytest.mark.parametrize("start", ["run", "rl", "stage"])
+@pytest.mark.parametrize("start", ["run", *(pytest.param(start, marks=pytest.mark.slow) for start in ("rl", "stage"))])
 def test_the_kl_reference_is_taken_at_the_start_that_is_named(tmp_path: Path, one_device: None, start: str) -> None:
     stage = "GRPOStage(Countdown(), reward, name='{}', num_steps=1, prompts_per_step=16, group_size=2, sampling=small, {})"
     kl = f"loss=LossConfig(kl='k3', reference='{start}')"
@@ -427,6 +428,7 @@ def test_a_mark_that_decoding_would_lose_is_told_before_anything_is_trained(tmp_
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_rewards_are_given_the_mark_of_thinking_that_the_prompt_opened(tmp_path: Path, one_device: None) -> None:
     """In training and in evaluations; samples and records keep the completion as it was sampled."""
     text = CONFIG.replace('"<answer>", ', '"<answer>", "<think>", "\\n", ').replace(
@@ -529,6 +531,7 @@ def test_named_rewards_are_weighted_logged_and_overridden(tmp_path: Path, one_de
         run(path, tmp_path / "run", "--stages.0.num-steps", "2")
 
 
+@pytest.mark.slow
 def test_a_named_reward_of_whole_steps_does_not_depend_on_chunks(tmp_path: Path, one_device: None) -> None:
     whole = """
 class Whole:
@@ -624,6 +627,7 @@ config = replace(config, stages=(replace(grpo, reward=nothing, name="first", num
     assert [r["train/steps_without_learning"] for r in records(tmp_path / "whole")] == [1, 2, 3, 1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_plain_rewards_that_do_not_fit_are_told_once(tmp_path: Path, one_device: None, capsys) -> None:
     plain = """
 almost = lambda texts, examples: 0.9 * answer(texts, examples)
