@@ -221,7 +221,7 @@ def _modules_of(value: Any, deep: bool = True) -> Iterator[str]:
     if deep and dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
             yield from _modules_of(getattr(value, field.name))
-    elif deep and isinstance(value, (Mapping, tuple, list)):
+    elif deep and isinstance(value, (Mapping, tuple)):  # no list: a task may be one, of many thousand examples
         for item in value.values() if isinstance(value, Mapping) else value:
             yield from _modules_of(item)
 
